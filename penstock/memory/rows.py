@@ -58,8 +58,9 @@ def load_row(group: RingGroup, row: int, length: int, state: dict[str, Tensor]) 
             both = state[f"{layer.index}.{w}.window"].to(group.device)
             group.rings[w][i][:, row].index_copy_(2, _slots(group, w, seen), both)
         if group.sinks:
-            group.raw_sinks[i][row, :, :sinks] = state[f"{layer.index}.sink_keys"].to(group.device)
-            group.rings[0][i][1, row, :, :sinks] = state[f"{layer.index}.sink_values"].to(group.device)
+            keys, values = (state[f"{layer.index}.sink_{part}"].to(group.device) for part in ("keys", "values"))
+            group.raw_sinks[i][row, :, :sinks] = keys
+            group.rings[0][i][:, row, :, :sinks] = torch.stack((keys, values))
 
 
 def copy_row(source: RingGroup, row: int, target: RingGroup, to: int, length: int) -> None:
