@@ -129,7 +129,7 @@ class RingGroup:
         if fresh:
             where = slice(span.sinks_before, span.sinks_after)
             self.raw_sinks[index][span.row, :, where] = raw_key[:, :fresh]
-            self.rings[0][index][:, span.row, :, where] = torch.stack((raw_key, value))[:, :, :fresh]
+            self.rings[0][index][:, span.row, :, where] = torch.stack((raw_key[:, :fresh], value[:, :fresh]))
         arriving = torch.stack((key, value))[:, :, fresh:]  # [2, Hkv, arriving, D]
         for w, window in enumerate(span.windows):
             part, arriving = self._window(index, w, query, arriving, window, span.row, scale, softcap)

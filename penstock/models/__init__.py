@@ -1,0 +1,1 @@
+"""Models: the seam to transformers, loading, and what is shipped."""
