@@ -61,7 +61,7 @@ class KVPress(Peer):
 
     def step(self) -> float:
         ids = self.tokens.take(1)
-        return timed(lambda: self.forward(ids))
+        return timed(self.forward, ids)
 
     def check(self, tokens: list[int]) -> list[float]:
         self.restart(0)
@@ -96,7 +96,7 @@ class KVPress(Peer):
         """With `lazy` the press counts forwards, not tokens: a chunk would overrun the budget, so it is not offered."""
         if self.lazy:
             return super().ingest(chunk, count)
-        return Timing([timed(lambda ids=self.tokens.take(chunk): self.forward(ids)) for _ in range(count)])
+        return Timing([timed(self.forward, self.tokens.take(chunk)) for _ in range(count)])
 
     def memory_bytes(self) -> int:
         return cache_bytes(self.cache)

@@ -115,18 +115,18 @@ class LlamaCpp(Peer):
 
     def decode(self, steps: int, phase: float) -> Timing:
         if not self.half:
-            return Timing([timed(lambda ids=self.take(1): self.forward(ids)) for _ in range(steps)])
+            return Timing([timed(self.forward, self.take(1)) for _ in range(steps)])
         after = BUDGET - (BUDGET - SINKS) // 2  # cells in use after a shift
         cycle = BUDGET - after
         self.fill(BUDGET)
-        shifting = timed(lambda: self.forward(self.take(1)))
-        plain = statistics.median(timed(lambda: self.forward(self.take(1))) for _ in range(3))
+        shifting = timed(self.forward, self.take(1))
+        plain = statistics.median(timed(self.forward, self.take(1)) for _ in range(3))
         self.fill(after + round(phase * (cycle - steps)))
-        seconds = [timed(lambda ids=self.take(1): self.forward(ids)) for _ in range(steps)]
+        seconds = [timed(self.forward, self.take(1)) for _ in range(steps)]
         return Timing(seconds, amortised=max(0.0, shifting - plain) / cycle)
 
     def ingest(self, chunk: int, count: int) -> Timing:
-        return Timing([timed(lambda ids=self.take(chunk): self.forward(ids)) for _ in range(count)])
+        return Timing([timed(self.forward, self.take(chunk)) for _ in range(count)])
 
     def memory_bytes(self) -> int:
         """The preallocated cells (the formula; llama.cpp allocates all of them at the start)."""

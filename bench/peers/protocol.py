@@ -75,10 +75,10 @@ class Peer(ABC):
         return {}
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Seconds that one call takes."""
+def timed(call: Callable[[Any], object], argument: object) -> float:
+    """Seconds that one call takes, its argument made beforehand."""
     start = time.perf_counter()
-    call()
+    call(argument)
     return time.perf_counter() - start
 
 

@@ -31,7 +31,7 @@ class Reencode(Peer):
         self.window = self.tokens.take(min(position, BUDGET))
 
     def decode(self, steps: int, phase: float) -> Timing:
-        return Timing([timed(lambda ids=self.tokens.take(1): self.step(ids)) for _ in range(steps)])
+        return Timing([timed(self.step, self.tokens.take(1)) for _ in range(steps)])
 
     def memory_bytes(self) -> int:
         return self.window.numel() * self.window.element_size()

@@ -1,0 +1,90 @@
+"""Who takes part? Every contestant by name, with the process that runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A contestant: its worker module, the environment it runs in, and the options it is set up with."""
+
+    name: str
+    what: str
+    worker: str
+    environment: str = ""  # a key of environments.ENVIRONMENTS; empty: the environment of the benchmark itself
+    options: dict[str, Any] = field(default_factory=dict)
+    family: str = ""  # contestants of one family are settings of one program; ratios use the fastest of them
+    grows: bool = False  # the cost depends on the stream position
+
+    @property
+    def group(self) -> str:
+        return self.family or self.name
+
+
+ENTRANTS = {
+    entrant.name: entrant
+    for entrant in (
+        Entrant("ours", "penstock, streaming-llm, compiled step", "ours_worker", options={"path": "compiled"}),
+        Entrant("ours-eager", "penstock, streaming-llm, eager step", "ours_worker", options={"path": "eager"}),
+        Entrant("dense", "transformers DynamicCache, sdpa; sees everything", "dense_worker", grows=True),
+        Entrant("reencode", "the window encoded again for each token, sdpa", "reencode_worker"),
+        Entrant(
+            "concat",
+            "concatenate and re-rotate: our re-implementation of the StreamingLLM reference scheme, eager attention",
+            "concat_worker",
+            options={"attention": "eager"},
+            family="concat",
+        ),
+        Entrant(
+            "concat-sdpa",
+            "the same scheme with torch's fused attention, which the reference does not use",
+            "concat_worker",
+            options={"attention": "sdpa"},
+            family="concat-sdpa",
+        ),
+        Entrant(
+            "kvpress", "StreamingLLMPress under DecodingPress, compressed at every step", "kvpress_worker", "kvpress"
+        ),
+        Entrant(
+            "kvpress-lazy",
+            "the same, compressed from 1024 to 512 entries every 512 steps",
+            "kvpress_worker",
+            "kvpress",
+            {"lazy": True},
+        ),
+        Entrant(
+            "llama-cpp-one",
+            "llama.cpp, context shift by one entry before each token",
+            "llamacpp_worker",
+            "llama-cpp",
+            {"shift": "one", "flash": False},
+            "llama.cpp shift by one",
+        ),
+        Entrant(
+            "llama-cpp-one-flash",
+            "the same with its fused attention",
+            "llamacpp_worker",
+            "llama-cpp",
+            {"shift": "one", "flash": True},
+            "llama.cpp shift by one",
+        ),
+        Entrant(
+            "llama-cpp-half",
+            "llama.cpp, customary context shift by half of the context",
+            "llamacpp_worker",
+            "llama-cpp",
+            {"shift": "half", "flash": False},
+            "llama.cpp shift by half",
+        ),
+        Entrant(
+            "llama-cpp-half-flash",
+            "the same with its fused attention",
+            "llamacpp_worker",
+            "llama-cpp",
+            {"shift": "half", "flash": True},
+            "llama.cpp shift by half",
+        ),
+    )
+}
