@@ -6,26 +6,27 @@ the two characters around c only, `l = T[c-1]` and `r = T[c]`, so it needs no fu
 never depends on how the text arrived:
 
     at " " "\\t" "\\n" "\\r"    l is a visible character, r is this white space
-    at full-width 。，、！？；：  l is a visible character, r is this mark
     after "\\n"               l is a newline, r is a visible character other than "/"
+    at full-width 。，、！？；：  l is a letter or a number, r is this mark
 
 A visible character is a letter, number, punctuation mark or symbol (Unicode L, N, P, S) that the normalizer leaves
 visible. A tokenizer gets the rules that hold for each of its four stages:
 
-1. Added tokens are matched on the text. No active added token may contain the pair (l, r); after a token that eats or
-   changes what follows it (`rstrip`, or a normalizer that prepends to every section) no cut is made; a token that eats
-   white space before it (`lstrip`) forbids cuts after a newline.
+1. Added tokens are matched on the text. Neighbours that stand beside r in an active added token are no l; nor is the
+   last character of one that eats or changes what follows it (`rstrip`, or a normalizer that prepends to every section
+   of the text); a token that eats white space before it (`lstrip`) forbids cuts after a newline.
 2. Normalizer. White space, newline and the marks above are starters that compose with nothing before them, so NFC,
    NFD, NFKC and NFKD have a boundary before them, and a newline composes with nothing after it. Marks and format
    characters are no l (they can join the character before them in one grapheme, which SentencePiece character maps
    replace as a whole). Mappings of single characters and collapsing runs of white space are local, because a run is
    never cut. Stripping acts at the ends of the stream only.
 3. Pre-tokenizer. GPT-2: every branch of the pattern is an optional leading space and then no white space, or white
-   space only, so a visible character followed by white space ends a pre-token, always; so does a newline followed by
-   a visible one. Llama 3, Qwen, o200k, Mistral's tekken, DeepSeek: the same before " " and "\\t"; punctuation takes the
-   newlines (o200k: and slashes) after it, so "at newline" fails there and "after newline" holds. Metaspace with
-   split, BERT, WhitespaceSplit: white space always borders. Behind a border each word is encoded by itself, whatever
-   the model (BPE, Unigram, WordPiece, WordLevel).
+   space only, so a visible character followed by white space ends a pre-token, whatever follows. Llama 3, Qwen, o200k,
+   tekken, DeepSeek: the same before " " and "\\t"; but punctuation takes the newlines (o200k: and slashes) after it, so
+   "at newline" fails, and "after newline" holds because a branch takes a run of white space up to its last newline.
+   (In GPT-2 it does not: "\\n\\n" is one token at the end of a text and two before a letter.) Metaspace with split,
+   BERT, WhitespaceSplit: white space always borders. Between borders each word is encoded by itself, whatever the model
+   (BPE, Unigram, WordPiece, WordLevel).
 4. Model, where there is no border (the whole text is one word: Llama 2, Mistral, Gemma). A BPE merge across c makes a
    piece of the vocabulary that contains l and r side by side. Where the vocabulary has no such piece no merge crosses
    c, and merges on one side never wait for those on the other, so the sides are independent. Each l is checked against
@@ -47,8 +48,8 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -74,29 +75,39 @@ def probe_text() -> str:
     return "".join(choose.choice(_UNITS) for _ in range(2600))
 
 
-class Rule(NamedTuple):
-    """A cut before (`at`) or behind (`after`) one character.
+@dataclass(frozen=True)
+class Rule:
+    """A cut before (`at`) or behind (`after`) one character, where the character on its other side allows it.
 
-    `pairs`: neighbours that share a vocabulary piece with it; None where words end there and nothing is shared.
+    `kinds`: Unicode categories (first letter) of allowed neighbours. `never`: neighbours that an added token forbids,
+    case-folded. `pairs`: neighbours that share a vocabulary piece with `char`; None where words end and nothing is
+    shared. `known`: verdicts found so far, per neighbour.
     """
 
     char: str
     after: bool = False
+    kinds: str = "LNPS"
+    never: frozenset[str] = frozenset()
     pairs: frozenset[str] | None = None
+    known: dict[str, bool] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         return f"{'after' if self.after else 'at'} {self.char!r}"
 
 
-RULES = (*(Rule(char) for char in " \t\n\r。，、！？；："), Rule("\n", after=True))
+RULES = (
+    *(Rule(char) for char in " \t\n\r"),
+    Rule("\n", after=True),
+    *(Rule(char, kinds="LN") for char in "。，、！？；："),
+)
 
 
 class Cuts:
     """The exact cuts of one tokenizer.
 
-    `head` encodes the start of a stream, `tail` a continuation (the same without start-of-text additions), `added` are
-    the added tokens that text can match; `encode_head`/`encode_tail` turn a piece into ids. Building runs the checks of
-    the module docstring (a few hundred milliseconds).
+    `tail` encodes a continuation, `added` are the added tokens that text can match, `sections_change`: the normalizer
+    adds to the text behind each of them; `encode_head`/`encode_tail` turn a piece at the start of a stream, or behind
+    a cut, into ids. Building runs the checks of the module docstring (about 0.2 s).
     """
 
     def __init__(
@@ -107,18 +118,12 @@ class Cuts:
         encode_head: Callable[[str], list[int]],
         encode_tail: Callable[[str], list[int]],
     ) -> None:
-        self._tail = tail
-        self._normalizer = tail.normalizer  # a getter that copies: once, not per call
+        self._model = tail.model  # getters copy: once, not per call
+        self._normalizer = tail.normalizer
         self._pre_tokenizer = tail.pre_tokenizer
-        self._added = [(token, {token.content, self._normalize(token.content)}) for token in added]
-        self._visible_cache: dict[str, bool] = {}
-        self._known_cache: dict[str, bool] = {}
-        self._no_left = {
-            content[-1].casefold()
-            for token, contents in self._added
-            for content in contents
-            if content and (token.rstrip or sections_change)
-        }
+        self._vocabulary = tail.get_vocab(with_added_tokens=False)
+        self._added = [(token, {token.content, self._normalize(token.content)} - {""}) for token in added]
+        self._sections_change = sections_change
         self.rules: tuple[Rule, ...] = ()
         self._arrange(tuple(proven for rule in RULES if (proven := self._prove(rule)) is not None))
         if not self._same_ids(encode_head, encode_tail):
@@ -136,7 +141,7 @@ class Cuts:
             shift = 1 if rule.after else 0
             stop = min(high + 1, len(text)) - shift
             at = text.rfind(rule.char, max(low, best + 1) - shift, stop)
-            while at >= 0 and not self._holds(rule, text, at + shift):
+            while at >= 0 and not self._allows(rule, text[at + 1 if rule.after else at - 1]):
                 at = text.rfind(rule.char, max(low, best + 1) - shift, at)
             best = max(best, at + shift) if at >= 0 else best
         return best
@@ -145,28 +150,26 @@ class Cuts:
         self.rules = rules
         self._ascii = tuple(rule for rule in rules if rule.char.isascii())
 
-    def _holds(self, rule: Rule, text: str, cut: int) -> bool:
-        left, right = text[cut - 1], text[cut]
-        if rule.after:
-            return right != "/" and self._visible(right) and not self._shares(rule, right, 0)
-        return self._visible(left) and left.casefold() not in self._no_left and not self._shares(rule, left, -1)
-
-    def _visible(self, char: str) -> bool:
-        """Whether `char` is a letter, number, mark of punctuation or symbol, before and after normalization."""
-        known = self._visible_cache.get(char)
+    def _allows(self, rule: Rule, char: str) -> bool:
+        """Whether a cut between `rule.char` and this neighbour is exact."""
+        known = rule.known.get(char)
         if known is None:
-            form = self._normalize(char)
-            ends = (char, form[:1], form[-1:])
-            known = char not in _JOINING and all(end and unicodedata.category(end)[0] in "LNPS" for end in ends)
-            known = known and form[-1:].casefold() not in self._no_left
-            self._visible_cache[char] = known
+            known = rule.known[char] = self._judge(rule, char)
         return known
 
-    def _shares(self, rule: Rule, char: str, end: int) -> bool:
-        if rule.pairs is None:
+    def _judge(self, rule: Rule, char: str) -> bool:
+        form = self._normalize(char)
+        near = 0 if rule.after else -1
+        if char in _JOINING or not form or (rule.after and char == "/"):
             return False
-        form = self._form(char)[end]
-        return form in rule.pairs or not self._known(form)
+        if any(unicodedata.category(end)[0] not in rule.kinds for end in (char, form[0], form[-1])):
+            return False
+        if rule.never & {char.casefold(), form[near].casefold()}:
+            return False
+        if rule.pairs is None:
+            return True
+        seen = self._form(char)[near]
+        return seen not in rule.pairs and self._model_has(seen)
 
     def _normalize(self, text: str) -> str:
         return text if self._normalizer is None else self._normalizer.normalize_str(text)
@@ -184,65 +187,60 @@ class Cuts:
 
     def _prove(self, rule: Rule) -> Rule | None:
         """The rule with its forbidden neighbours, or None where it does not hold for this tokenizer."""
-        if any(self._spans(rule, token, contents) for token, contents in self._added):
+        marks = {rule.char, *self._normalize(rule.char)}
+        if any(
+            token.lstrip if rule.after else token.single_word and any(content[0] in marks for content in contents)
+            for token, contents in self._added
+        ):
             return None
+        rule = replace(rule, never=frozenset(self._never(rule, marks)), known={})
         self._arrange((rule,))
         pieces = list(self._pieces(probe_text()))
         normals = [self._normalize(piece) for piece in pieces]
         whole = self._normalize(probe_text())
         if len(pieces) < 2 or "".join(normals) != whole:
             return None
-        ends = set(itertools.accumulate(map(len, normals)))
+        ends = list(itertools.accumulate(map(len, normals)))
         words = self._words(whole)
-        apart: list[tuple[str, tuple[int, int]]] = []
-        start = 0
-        for normal in normals:
-            apart += [(word, (a + start, b + start)) for word, (a, b) in self._words(normal)]
-            start += len(normal)
+        apart = [
+            (word, (start + end - len(normal), stop + end - len(normal)))
+            for normal, end in zip(normals, ends)
+            for word, (start, stop) in self._words(normal)
+        ]
         if words == apart:
             return rule  # every cut is a border of words, and words restart behind it
-        if _borders(words) | ends != _borders(apart) | ends or _joined(words) != _joined(apart):
+        if _borders(words).union(ends) != _borders(apart).union(ends) or _joined(words) != _joined(apart):
             return None
         return self._prove_by_vocabulary(rule)
 
+    def _never(self, rule: Rule, marks: set[str]) -> Iterator[str]:
+        """Neighbours with which an added token crosses the cut, or changes what is behind it."""
+        for token, contents in self._added:
+            for content in contents:
+                for left, right in itertools.pairwise(content):
+                    if (left if rule.after else right) in marks:
+                        yield (right if rule.after else left).casefold()
+                if not rule.after and (token.rstrip or self._sections_change):
+                    yield content[-1].casefold()
+
     def _prove_by_vocabulary(self, rule: Rule) -> Rule | None:
         """Some cuts are inside a word: no vocabulary piece may cross them."""
-        model = self._tail.model
-        if type(model).__name__ != "BPE" or model.continuing_subword_prefix or model.end_of_word_suffix:
+        if type(self._model).__name__ != "BPE":
+            return None
+        if self._model.continuing_subword_prefix or self._model.end_of_word_suffix:
             return None
         form = self._form(rule.char)
-        vocabulary = self._tail.get_vocab(with_added_tokens=False)
-        if not form or not self._known(form[-1 if rule.after else 0]):
+        if not form or not self._model_has(form[-1 if rule.after else 0]):
             return None
-        pieces = "\0".join(vocabulary)
         char = re.escape(form[-1] if rule.after else form[0])
-        pairs = set(re.findall(f"(?s)(?<={char})." if rule.after else f"(?s).(?={char})", pieces)) - {"\0"}
-        return rule._replace(pairs=frozenset(pairs))
+        pairs = re.findall(f"(?s)(?<={char})." if rule.after else f"(?s).(?={char})", "\0".join(self._vocabulary))
+        return replace(rule, pairs=frozenset(pairs), known={})
 
-    def _known(self, char: str) -> bool:
-        """Whether the model has the character, itself or as bytes."""
-        known = self._known_cache.get(char)
-        if known is None:
-            has = self._tail.model.token_to_id
-            by_bytes = self._tail.model.byte_fallback and all(has(f"<0x{byte:02X}>") is not None for byte in char.encode())
-            known = self._known_cache[char] = by_bytes or has(char) is not None
-        return known
-
-    def _spans(self, rule: Rule, token: AddedToken, contents: set[str]) -> bool:
-        """Whether a match of an added token may cross a cut of the rule, or differ because of it."""
-        marks = {rule.char, *self._normalize(rule.char)}
-        if rule.after:
-            return token.lstrip or any(
-                a in marks and not b.isspace() and b not in marks
-                for content in contents
-                for a, b in itertools.pairwise(content)
-            )
-        starts = token.single_word and any(content[:1] in marks for content in contents)
-        return starts or any(
-            b in marks and not a.isspace() and a not in marks
-            for content in contents
-            for a, b in itertools.pairwise(content)
-        )
+    def _model_has(self, char: str) -> bool:
+        """Whether the model knows the character, itself or as bytes."""
+        if char in self._vocabulary:
+            return True
+        return self._model.byte_fallback and all(f"<0x{byte:02X}>" in self._vocabulary for byte in char.encode())
 
     def _pieces(self, text: str) -> Iterator[str]:
         """The text, cut wherever a rule allows."""

@@ -282,12 +282,53 @@ def _shared(tokenizer: PreTrainedTokenizerBase, special: bool) -> Pieces:
 
 def _private(backend: Tokenizer, special: bool) -> Tokenizer:
     own = Tokenizer.from_str(backend.to_str())
+    if not special and (names := _reachable(own)):
+        own = Tokenizer.from_str(_hidden(own, names))
     own.no_truncation()
     own.no_padding()
     own.encode_special_tokens = not special
     if getattr(own.model, "dropout", None):
         own.model.dropout = None
     return own
+
+
+def _reachable(backend: Tokenizer) -> set[str]:
+    """Special tokens (the unknown token aside) that the model itself makes from plain text.
+
+    Unigram vocabularies hold them as pieces with the best score of all; a word-level one may hold them as words.
+    """
+    backend.encode_special_tokens = True
+    unknown = {getattr(backend.model, "unk_token", None)}
+    added = backend.get_added_tokens_decoder()
+    names = {i: token.content for i, token in added.items() if token.special and token.content not in unknown}
+    if type(backend.model).__name__ == "Unigram":
+        return set(names.values())
+    found = (backend.encode(form.format(name), add_special_tokens=False) for name in names.values() for form in _PLACES)
+    return {names[token] for encoding in found for token in encoding.ids if token in names}
+
+
+_PLACES = ("{}", "x{}", "x {} x")
+
+
+def _hidden(backend: Tokenizer, names: set[str]) -> str:
+    """The tokenizer, as JSON, with these names replaced by ones that no text spells; ids stay as they are."""
+    content = json.loads(backend.to_str())
+    model = content["model"]
+    if model.get("unk_id") is not None:
+        names = names - {model["vocab"][model["unk_id"]][0]}
+
+    def hide(name: str) -> str:
+        return f"\ufdd0 {name} \ufdd0" if name in names else name
+
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {hide(name): token for name, token in model["vocab"].items()}
+    else:
+        model["vocab"] = [[hide(name), score] for name, score in model["vocab"]]
+    if "merges" in model:
+        model["merges"] = [merge for merge in model["merges"] if "".join(merge) not in names]
+    for token in content["added_tokens"]:
+        token["content"] = hide(token["content"])
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _continuation(head: Tokenizer) -> tuple[Tokenizer, bool]:
