@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from penstock.core import Phase, Span
@@ -26,7 +25,7 @@ from penstock.memory.cascade import Cascade
 from penstock.memory.layout import Geometry, Layer
 from penstock.memory.naive import NaiveGroup
 from penstock.memory.ring import RingGroup
-from penstock.memory.rows import Undo, copy_row, held, load_row, save_row, shift_row
+from penstock.memory.rows import Undo, copy_row, load_row, save_row, shift_row
 
 
 class Step:

@@ -109,9 +109,7 @@ class NaiveGroup:
         segments = self.rooms[row][index]
         entries = sorted((e for s in segments for e in s.entries), key=lambda e: e.seen)
         sinks = sum(e.seen < self.cascade.sinks for e in entries)
-        positions, sink_query, window_query = numbered(
-            entries, sinks, self.cascade.entries, self.cascade.positions
-        )
+        positions, sink_query, window_query = numbered(entries, sinks, self.cascade.entries, self.cascade.positions)
         keys = torch.stack([e.key for e in entries], dim=1)[None].double()  # [1, Hkv, T, D]
         values = torch.stack([e.value for e in entries], dim=1)[None].double()
         encoding = self.layers[0].encoding

@@ -21,12 +21,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from penstock.core import Span
 from penstock.memory.attend import Partial, learned_sink, merge, partial
 from penstock.memory.cascade import Cascade
 from penstock.memory.layout import Layer
 from penstock.memory.plan import DecodePlan, Plan, Planner, SpanPlan, WindowPlan, slot_of
 from penstock.memory.positions import Rotary
-from penstock.core import Span
 
 _FIRST_CAPACITY = 256  # slots a growing store starts with; it doubles
 
@@ -197,9 +197,7 @@ class RingGroup:
             self.rings[0][i] = new
 
 
-def _read_one(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor, softcap: float | None
-) -> Partial:
+def _read_one(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor, softcap: float | None) -> Partial:
     """A single query per row: the heads of a group become the queries of one call, so that keys are loaded once."""
     rows, heads, _, width = query.shape
     kv_heads = key.shape[1]

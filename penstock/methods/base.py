@@ -83,7 +83,9 @@ def _convert(method: str, name: str, text: str, kind: Any) -> Any:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
         return kind(text)
     except (KeyError, ValueError):
-        word = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(kind.__name__, "another value")
+        word = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(
+            kind.__name__, "another value"
+        )
         raise UsageError(f"option {name} of {method} cannot be {text!r}: give {word}.") from None
 
 

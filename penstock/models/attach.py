@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from penstock.errors import UnsupportedModel
-from penstock.memory import Geometry, Step
+from penstock.memory import Geometry
 
 IMPLEMENTATION = "penstock"
 Logits = Literal["last", "all", "none"]
@@ -40,9 +40,7 @@ def attention(
     if memory is not None:
         if isinstance(memory, Recorder):
             memory.note(module, sliding_window)
-        out = memory.attend(
-            module.layer_idx, query, key, value, scale=scale, softcap=softcap, sink_logit=s_aux
-        )
+        out = memory.attend(module.layer_idx, query, key, value, scale=scale, softcap=softcap, sink_logit=s_aux)
         return out, None
     return _without_memory(module, query, key, value, attention_mask, scale, softcap, s_aux, is_causal), None
 

@@ -42,7 +42,9 @@ def attach(hf: nn.Module, verify: bool = True) -> Attached:
         try:
             hf.set_attn_implementation(IMPLEMENTATION)  # type: ignore[operator]
         except Exception as error:
-            raise UnsupportedModel(f"{name} does not let its attention be replaced ({error}): it is not supported.") from None
+            raise UnsupportedModel(
+                f"{name} does not let its attention be replaced ({error}): it is not supported."
+            ) from None
     try:
         geometry = _geometry(hf, adapter, text, name)
         attached = Attached(hf, geometry, int(text.vocab_size), previous, adapter)
@@ -86,7 +88,13 @@ def _geometry(hf: nn.Module, adapter: Any, text: Any, name: str) -> Geometry:
             encoding = None if isinstance(found, str) else found
         layers.append(
             Layer(
-                index, a["query"].shape[1], a["key"].shape[1], a["key"].shape[-1], a["value_width"], encoding, a["window"]
+                index,
+                a["query"].shape[1],
+                a["key"].shape[1],
+                a["key"].shape[-1],
+                a["value_width"],
+                encoding,
+                a["window"],
             )
         )
     limit = None
@@ -143,7 +151,9 @@ def compare_with_native(attached: Attached, length: int = 24) -> tuple[float, fl
     """(largest difference of logits, tolerance): the model's own attention against ours with everything kept."""
     hf, geometry = attached.hf, attached.geometry
     tokens = (torch.arange(length, device=geometry.device) * 13 + 5) % attached.vocabulary
-    cascades = [Cascade((Everything(),)) if ly.window is None else Cascade((Window(ly.window),)) for ly in geometry.layers]
+    cascades = [
+        Cascade((Everything(),)) if ly.window is None else Cascade((Window(ly.window),)) for ly in geometry.layers
+    ]
     memory = Memory(geometry, cascades)
     positions = torch.arange(length, device=geometry.device) if geometry.is_absolute else None
     first = length // 3

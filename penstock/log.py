@@ -1,0 +1,112 @@
+"""The log of a session: what entered the memory, in which order, token-exact.
+
+An order, not a store: a count, a rolling hash and a bounded tail in memory.  The full log is an optional file of
+little-endian int32 token ids, from which evicted text can be found again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock.errors import NotRewindable, OutputError
+
+TAIL = 4096  # tokens kept in memory
+BLOCK = 256  # tokens per link of the hash chain
+
+
+class TokenLog:
+    """Counts and chains tokens.  `digest` after n tokens depends on all n and their order, not on how they arrived."""
+
+    def __init__(self, tail: int = TAIL, sink: Path | None = None) -> None:
+        self.count = 0
+        self.tail: deque[int] = deque(maxlen=tail)
+        self._chains: deque[bytes] = deque([b"\0" * 16], maxlen=tail // BLOCK + 1)  # one per block, newest last
+        self._block = array("i")  # tokens since the last full block
+        self._sink = sink
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Record tokens that enter the memory."""
+        if self._sink is not None:
+            try:
+                with self._sink.open("ab") as file:
+                    file.write(array("i", tokens).tobytes())
+            except OSError as error:
+                raise OutputError(f"the log {self._sink} cannot be written ({error.strerror}): free space.") from None
+        self.count += len(tokens)
+        self.tail.extend(tokens)
+        for token in tokens:
+            self._block.append(token)
+            if len(self._block) == BLOCK:
+                self._chains.append(self._folded())
+                self._block = array("i")
+
+    def _folded(self) -> bytes:
+        return hashlib.blake2b(self._chains[-1] + self._block.tobytes(), digest_size=16).digest()
+
+    @property
+    def digest(self) -> str:
+        """A hash of everything recorded."""
+        return self._folded().hex()
+
+    @property
+    def rewindable(self) -> int:
+        """How many of the newest tokens can be taken back."""
+        return len(self._block) + (len(self._chains) - 1) * BLOCK
+
+    def truncate(self, count: int) -> None:
+        """Forget the newest tokens, as if they had never been recorded; within the tail."""
+        gone = self.count - count
+        if not 0 <= gone <= min(self.rewindable, len(self.tail)):
+            raise NotRewindable(
+                f"the log keeps {min(self.rewindable, len(self.tail))} tokens and cannot take back {gone}."
+            )
+        while gone > len(self._block):
+            self._chains.pop()
+            first = self.count - len(self._block) - BLOCK
+            self._block = array("i", self.slice(first, first + BLOCK)) + self._block
+        del self._block[len(self._block) - gone :]
+        for _ in range(gone):
+            self.tail.pop()
+        self.count = count
+        self._cut_sink()
+
+    def clear(self) -> None:
+        """Begin again: a new stream."""
+        self.count = 0
+        self.tail.clear()
+        self._chains = deque([b"\0" * 16], maxlen=self._chains.maxlen)
+        self._block = array("i")
+        self._cut_sink()
+
+    def _cut_sink(self) -> None:
+        if self._sink is not None and self._sink.exists():
+            with self._sink.open("r+b") as file:
+                file.truncate(self.count * 4)
+
+    def slice(self, start: int, stop: int) -> list[int]:
+        """Tokens [start, stop) by index in the stream, as far as the tail still has them."""
+        first = self.count - len(self.tail)
+        return [self.tail[i - first] for i in range(max(start, first), min(stop, self.count))]
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state."""
+        chains = [chain.hex() for chain in self._chains]
+        return {"count": self.count, "tail": list(self.tail), "chains": chains, "block": list(self._block)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of state_dict."""
+        self.count = int(state["count"])
+        self.tail = deque(state["tail"], maxlen=self.tail.maxlen)
+        self._chains = deque((bytes.fromhex(c) for c in state["chains"]), maxlen=self._chains.maxlen)
+        self._block = array("i", state["block"])
+
+    def copy(self) -> TokenLog:
+        """An independent log with the same past; the copy has no file."""
+        other = TokenLog(self.tail.maxlen or TAIL)
+        other.load_state_dict(self.state_dict())
+        return other

@@ -1,0 +1,109 @@
+"""What a session measures of itself, in bounded space: loss and latency against position, counters, memory.
+
+Positions fall into bins of equal width; when there are too many bins, neighbours join and the width doubles, so a
+stream of any length is described by at most `BINS` points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+BINS = 128
+RESERVOIR = 4096  # newest step times kept for percentiles
+
+
+@dataclass
+class Bins:
+    """Sums by position, each bin `width` positions wide."""
+
+    width: int = 256
+    count: list[int] = field(default_factory=list)
+    total: list[float] = field(default_factory=list)
+
+    def add(self, position: int, value: float, count: int = 1) -> None:
+        """Add `count` values with the sum `value` at a position."""
+        while position // self.width >= BINS:
+            if len(self.count) % 2:
+                self.count.append(0)
+                self.total.append(0.0)
+            self.count = [a + b for a, b in zip(self.count[::2], self.count[1::2])]
+            self.total = [a + b for a, b in zip(self.total[::2], self.total[1::2])]
+            self.width *= 2
+        index = position // self.width
+        missing = index + 1 - len(self.count)
+        self.count += [0] * missing
+        self.total += [0.0] * missing
+        self.count[index] += count
+        self.total[index] += value
+
+    def means(self) -> list[tuple[int, int, float]]:
+        """(from, to, mean) of every bin that has values."""
+        w = self.width
+        return [(i * w, (i + 1) * w, t / n) for i, (n, t) in enumerate(zip(self.count, self.total)) if n]
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """The q-quantile (0..1) by linear interpolation; nan when there is nothing."""
+    if not values:
+        return math.nan
+    ordered = sorted(values)
+    at = q * (len(ordered) - 1)
+    low = int(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+
+
+@dataclass
+class Meter:
+    """Counters of one session.  Times in seconds, losses in nats per predicted token."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    predictions: int = 0
+    nll_sum: float = 0.0
+    nll: Bins = field(default_factory=Bins)
+    step_ms: Bins = field(default_factory=Bins)
+    peak_bytes: int = 0
+    recent_nll: float | None = None  # mean of the last step that had predictions
+    _times: list[float] = field(default_factory=list)
+    _next: int = 0
+
+    def step(self, position: int, tokens: int, seconds: float, nbytes: int) -> None:
+        """One step that began at `position` and took `seconds`."""
+        self.tokens += tokens
+        self.seconds += seconds
+        self.peak_bytes = max(self.peak_bytes, nbytes)
+        self.step_ms.add(position, seconds * 1e3)
+        if len(self._times) < RESERVOIR:
+            self._times.append(seconds)
+        else:
+            self._times[self._next] = seconds
+            self._next = (self._next + 1) % RESERVOIR
+
+    def losses(self, position: int, values: Sequence[float]) -> None:
+        """Losses of the tokens at `position`, `position + 1`, ..."""
+        if not values:
+            return
+        self.predictions += len(values)
+        total = float(sum(values))
+        self.nll_sum += total
+        self.recent_nll = total / len(values)
+        if position // self.nll.width == (position + len(values) - 1) // self.nll.width:
+            self.nll.add(position, total, len(values))
+        else:
+            for i, value in enumerate(values):
+                self.nll.add(position + i, value)
+
+    @property
+    def nll_mean(self) -> float | None:
+        return self.nll_sum / self.predictions if self.predictions else None
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def step_percentiles(self) -> dict[str, float]:
+        """p50, p95 and p99 of the newest steps in milliseconds."""
+        return {f"p{q}": percentile(self._times, q / 100) * 1e3 for q in (50, 95, 99)}

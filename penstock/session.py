@@ -1,0 +1,328 @@
+"""One live stream: feed it for ever, ask it at any time, save it, go back, branch off.
+
+    session = penstock.open("Qwen/Qwen3-0.6B", memory="streaming-llm", budget=4096)
+    session.feed(text)
+    for piece in session.reply("What changed since noon?"):
+        print(piece, end="")
+
+The order of what enters the memory is the order of the calls, token-exact (log.py).  Text that is fed may be held back
+until no later text can change its tokens; a question, `save` and `end` first let in what is held.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penstock.core import Budget, Chunk, Phase, Span
+from penstock.errors import CompositionError, InputError, NotRewindable, UsageError
+from penstock.log import TokenLog
+from penstock.memory import Memory, SegmentView
+from penstock.meter import Meter
+from penstock.methods import Method, parse
+from penstock.methods.base import entries_for
+from penstock.models.chat import Turns, turns
+from penstock.models.load import Model
+from penstock.models.paths import Runner
+from penstock.models.sampling import Sampling
+from penstock.models.support import check_supported
+from penstock.models.text import TextEncoder
+from penstock.reply import reply
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A session at one moment.  Bytes are real storage; `tokens` are model inputs so far."""
+
+    tokens: int
+    memory_bytes: int
+    budget_bytes: int | None
+    pending_bytes: int
+    nll_mean: float | None
+    tokens_per_second: float
+    step_ms: dict[str, float]
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Evicted:
+    """Entries that no layer holds any more: indices seen, and their tokens as far as the log still has them."""
+
+    seen: range
+    tokens: tuple[int, ...]
+
+
+@dataclass
+class Mark:
+    """A point to which the session can return exactly while the mark is open."""
+
+    length: int
+    state: dict[str, Any]
+
+
+class RememberedMemory:
+    """What is asked of a session's memory from outside: `view`, `nbytes`, `budget_bytes`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def view(self) -> list[SegmentView]:
+        """What is still remembered, by index seen."""
+        return self._session._memory.view(0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the real storage."""
+        return self._session._memory.nbytes
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """Bytes that the memory may hold by its own formula; None when it grows."""
+        return self._session._memory.budget_bytes
+
+
+class Session:
+    """One stream on one model.  Make it with `penstock.open` or `penstock.resume`."""
+
+    def __init__(
+        self, model: Model, method: Method | str, budget: Budget | int | str | None, *, chunk: int = CHUNK,
+        path: str = "auto", log: Path | None = None, measure: bool = False, special: bool = False,
+    ) -> None:  # fmt: skip
+        if chunk < 1:
+            raise UsageError(f"a chunk cannot have {chunk} tokens: give at least 1.")
+        self.model, self.method, self.chunk, self.measure = model, parse(method), chunk, measure
+        geometry = model.attached.geometry
+        check_supported(geometry, self.method)
+        self.budget = entries_for(
+            self.method, geometry, default_budget(model) if budget is None else Budget.parse(budget)
+        )
+        self._memory = Memory(geometry, self.method.cascades(geometry, self.budget))
+        self.runner = Runner(model.attached, self._memory, path)
+        self.memory = RememberedMemory(self)
+        self.log = TokenLog(sink=log)
+        self.meter = Meter()
+        self._special = special
+        self.encoder = self._new_encoder()
+        self._turns: Turns | bool | None = False  # False: not looked at yet
+        self._in_answer = False  # an answer was given and its turn is still open
+        self._logits: Tensor | None = None  # [V] after the newest token
+        self._marks: list[Mark] = []
+        self._on_evict: list[Callable[[Evicted], None]] = []
+        self._replying = False
+
+    # -- perceive -----------------------------------------------------------------------------------------------
+
+    @property
+    def tokens(self) -> int:
+        """Model inputs so far."""
+        return self._memory.length(0)
+
+    def feed(self, data: str | bytes | Chunk) -> int:
+        """Read more of the stream; returns how many tokens entered the memory (a tail may be held back)."""
+        payload = data.payload if isinstance(data, Chunk) else data
+        return self.ingest(self._text().feed(payload))
+
+    def flush(self) -> int:
+        """Let in what is held back, as the end of a piece of text; returns how many tokens entered."""
+        return self.ingest(self._text().flush()) if self.encoder is not None else 0
+
+    def _text(self) -> TextEncoder:
+        if self.encoder is None:
+            raise InputError("this session has no tokenizer: open it with one, or feed token ids with ingest().")
+        return self.encoder
+
+    def ingest(self, tokens: Sequence[int], phase: Phase = Phase.INGEST) -> int:
+        """Read token ids; returns their number."""
+        self._check_tokens(tokens)
+        for start in range(0, len(tokens), self.chunk):
+            part = list(tokens[start : start + self.chunk])
+            self._step(part, phase)
+        return len(tokens)
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        size = self.model.attached.vocabulary
+        for token in tokens:
+            if not 0 <= token < size:
+                raise InputError(
+                    f"token {token} is not in the vocabulary of {size}: encode with this model's tokenizer."
+                )
+
+    def _step(self, tokens: list[int], phase: Phase) -> None:
+        """One step of the model, with its bookkeeping: log, losses, latency, evictions."""
+        at, began = self.tokens, time.perf_counter()
+        logits = self.runner.step([Span(0, len(tokens))], tokens, "all" if self.measure else "last", phase)
+        assert logits is not None
+        newest = logits[-1]
+        losses = self._losses(logits, tokens) if self.measure else []
+        self.log.append(tokens)
+        self.meter.step(at, len(tokens), time.perf_counter() - began, self._memory.nbytes)
+        self.meter.losses(at + len(tokens) - len(losses), losses)
+        self._logits = newest
+        if self._on_evict:
+            gone = self._memory.evicted(at, self.tokens)
+            if gone:
+                event = Evicted(gone, tuple(self.log.slice(gone.start, gone.stop)))
+                for callback in self._on_evict:
+                    callback(event)
+
+    def _losses(self, logits: Tensor, tokens: list[int]) -> list[float]:
+        """Negative log-likelihoods of the tokens that had a prediction: all but the first of the stream."""
+        known = logits[:-1] if self._logits is None else torch.cat((self._logits[None], logits[:-1]))
+        if not len(known):
+            return []
+        target = torch.tensor(tokens[-len(known) :], device=known.device)
+        return torch.nn.functional.cross_entropy(known.float(), target, reduction="none").tolist()
+
+    def decode(self, token: int) -> Tensor:
+        """Let in one token as part of an answer; returns the logits [V] after it."""
+        self._check_tokens([token])
+        self._step([token], Phase.ANSWER)
+        assert self._logits is not None
+        return self._logits
+
+    @property
+    def logits(self) -> Tensor | None:
+        """Logits [V] after the newest token; None before the first."""
+        return self._logits
+
+    # -- respond ------------------------------------------------------------------------------------------------
+
+    def reply(
+        self, question: str | None = None, *, raw: bool = False, remember: bool = True, max_new: int = 128,
+        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, stop: Sequence[str] = (), seed: int = 0,
+    ) -> Iterator[str]:  # fmt: skip
+        """Ask (or, without a question, let the model go on); yields pieces of text as they become final.
+
+        With a chat template the open turn is closed and the question wrapped; `raw` turns that off.  Question and
+        answer enter the memory unless `remember` is False (then they happen on a fork).  A reply that is not read to
+        its end is interrupted: the memory keeps exactly the tokens of which some text was delivered.
+        """
+        sampling = Sampling(max_new, temperature, top_k, top_p, tuple(stop), seed)
+        if self._replying:
+            raise UsageError("this session is already replying: read or close the first reply, or ask on a fork.")
+        return reply(self if remember else self.fork(), question, raw, sampling)
+
+    @property
+    def turns(self) -> Turns | None:
+        """The turns of the model's chat template, if it has one."""
+        if isinstance(self._turns, bool):
+            self._turns = turns(self.model.tokenizer)
+        return self._turns
+
+    def end(self) -> None:
+        """The stream is over: let in what is held back and finish background work."""
+        self.flush()
+        self.runner.close()
+
+    # -- go back, branch off ------------------------------------------------------------------------------------
+
+    def mark(self, max_new: int = 256) -> Mark:
+        """Open a mark; until it is committed, at most `max_new` evicted entries per layer are held for it."""
+        length = self._memory.mark(0, max_new)
+        encoder = self.encoder.state_dict() if self.encoder is not None else None
+        state = {"encoder": encoder, "logits": self._logits, "in_answer": self._in_answer}
+        self._marks.append(Mark(length, state))
+        return self._marks[-1]
+
+    def rollback(self, mark: Mark) -> None:
+        """Return exactly to an open mark; it stays open."""
+        if not any(m is mark for m in self._marks):
+            raise NotRewindable("this mark is closed: marks close when they are committed or truncated away.")
+        self._memory.rollback(mark.length)
+        self.log.truncate(mark.length)
+        if self.encoder is not None:
+            self.encoder.load_state_dict(mark.state["encoder"])
+        self._logits, self._in_answer = mark.state["logits"], mark.state["in_answer"]
+        del self._marks[next(i for i, m in enumerate(self._marks) if m is mark) + 1 :]
+
+    def commit(self, mark: Mark) -> None:
+        """Close a mark: what happened since stays."""
+        if not any(m is mark for m in self._marks):
+            raise NotRewindable("this mark is closed: marks close when they are committed or truncated away.")
+        self._memory.commit(mark.length)
+        del self._marks[next(i for i, m in enumerate(self._marks) if m is mark) :]
+
+    def truncate(self, length: int) -> None:
+        """Forget the newest tokens so that `length` remain; exact, or NotRewindable.  Held-back text is dropped."""
+        if length == self.tokens:
+            return
+        if not 0 <= length < self.tokens:
+            raise NotRewindable(f"cannot truncate a stream of {self.tokens} tokens to {length}.")
+        if length == 0:
+            self.reset()
+            return
+        last = self.log.slice(length - 1, length)
+        if not last or self.tokens - length + 1 > self.log.rewindable:
+            raise NotRewindable(f"the log keeps too few tokens to return to {length}: resume a snapshot instead.")
+        self._memory.truncate(length - 1)
+        self.log.truncate(length - 1)
+        self._marks = [m for m in self._marks if m.length < length]
+        self._drop_held()
+        measure, self.measure, self._logits = self.measure, False, None
+        self._step(last, Phase.ANSWER)  # its logits are needed to go on from here
+        self.measure = measure
+
+    def _drop_held(self) -> None:
+        if self.encoder is not None:
+            self.encoder.load_state_dict({**self.encoder.state_dict(), "text": "", "bytes": ""})
+
+    def reset(self) -> None:
+        """Begin a new stream."""
+        self._memory.reset(0)
+        self.log.clear()
+        self._logits, self._in_answer, self._marks = None, False, []
+        self.encoder = self._new_encoder()
+
+    def _new_encoder(self) -> TextEncoder | None:
+        return None if self.model.tokenizer is None else TextEncoder(self.model.tokenizer, special=self._special)
+
+    def fork(self) -> Session:
+        """A second session with the same past; from here on neither affects the other."""
+        other = Session(
+            self.model, self.method, self.budget, chunk=self.chunk, path=self.runner.path, measure=self.measure
+        )
+        self._memory.copy_row(0, other._memory, 0)
+        other.log = self.log.copy()
+        other.encoder = self.encoder.copy() if self.encoder is not None else None
+        other._logits = None if self._logits is None else self._logits.clone()
+        other._in_answer, other._turns = self._in_answer, self._turns
+        other.runner._active = self.runner._active
+        return other
+
+    # -- keep ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the session to one file (snapshot.py).  Held-back text is kept as it is, not let in."""
+        from penstock.snapshot import save
+
+        save(self, Path(path))
+
+    # -- report -------------------------------------------------------------------------------------------------
+
+    def on_evict(self, callback: Callable[[Evicted], None]) -> None:
+        """Call back after each step with what no layer holds any more."""
+        if not self._memory.is_bounded:
+            raise CompositionError(f"{self.method.name} evicts nothing: choose a bounded memory.")
+        self._on_evict.append(callback)
+
+    def stats(self) -> Stats:
+        """Counters, bytes and latencies of this moment."""
+        return Stats(
+            self.tokens, self._memory.nbytes, self._memory.budget_bytes,
+            self.encoder.pending if self.encoder is not None else 0, self.meter.nll_mean,
+            self.meter.tokens_per_second, self.meter.step_percentiles(), self.runner.status, self.log.digest,
+        )  # fmt: skip
+
+
+def default_budget(model: Model) -> Budget:
+    """Half of what the model was trained on at once, at most 4096 entries."""
+    return Budget(entries=max(8, min(4096, (model.context or 2048) // 2)))
