@@ -42,12 +42,20 @@ class Ours(Peer):
             logits = self.stream.decode(token)
         return torch.as_tensor(logits).flatten().float().tolist()
 
+    def read_singly(self, ids: list[int]) -> torch.Tensor:
+        """Logits after each token, read one by one, [T, vocabulary]."""
+        return torch.stack([torch.as_tensor(self.stream.decode(token)).flatten() for token in ids])
+
+    def read_block(self, ids: list[int]) -> torch.Tensor:
+        """Logits after each token, read as one chunk, [T, vocabulary]."""
+        return torch.as_tensor(self.stream.ingest(ids, logits="all")).reshape(len(ids), -1)
+
     def seek(self, position: int) -> None:
-        self.restart()
-        filled = min(position, BUDGET + CHUNK)
-        self.stream.ingest(self.tokens.take(filled)[0].tolist(), logits="none")
-        if position > filled:
-            self.stream.shift(position - filled)
+        if self.position == 0:
+            self.stream.ingest(self.tokens.take(BUDGET)[0].tolist(), logits="none")
+            self.position = BUDGET
+        self.stream.shift(position - self.position)
+        self.position = position
 
     def decode(self, steps: int, phase: float) -> Timing:
         ids = self.tokens.take(steps)[0].tolist()
