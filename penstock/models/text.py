@@ -1,6 +1,7 @@
 """Text of a stream to tokens and tokens of a reply to text, both exact for any way of cutting them up.
 
-`text_in.py` encodes, on the rules of `text_cuts.py`; `text_out.py` decodes and finds stop strings.
+`text_in.py` encodes pieces (`text_pieces.py`) between exact cuts (`text_cuts.py`); `text_out.py` decodes and finds stop
+strings.
 """
 
 from penstock.models.text_in import CAP, TextEncoder

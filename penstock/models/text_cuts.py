@@ -30,7 +30,7 @@ visible. A tokenizer gets the rules that hold for each of its four stages:
 4. Model, where there is no border (the whole text is one word: Llama 2, Mistral, Gemma). A BPE merge across c makes a
    piece of the vocabulary that contains l and r side by side. Where the vocabulary has no such piece no merge crosses
    c, and merges on one side never wait for those on the other, so the sides are independent. Each l is checked against
-   the pieces that hold r ("▁" for a space); both must be known to the model, for unknown characters are fused or vanish.
+   the pieces that hold r ("▁" for a space); both must be known to the model: unknown characters are fused or vanish.
    Unigram without a border gets no rule: its best path is a sum of floats over the whole text, where ties break by
    rounding. WordPiece and WordLevel neither.
 
@@ -60,8 +60,9 @@ _JOINING = frozenset(
 )
 
 _UNITS = (
-    *"a b Q z 0 7 . , ! ' \" ( ) - / _ $ < > @ \\ # é ß İ ſ 中 文 の カ 한 д ع 。 ， 、 ！ ？ ； ： ▁ Ġ Ċ � ① ² ﬁ ½ 🙂 ʼ".split(),
-    *"the and Don't I'LL we're x's 123 45678 3.14 foo_bar a/b ... --> ?! http://x.y/z <b> Ünï 日本 中文。 मानक นี่ 👩‍🚀 🇫🇷".split(),
+    *"abQz07.,!'\"()-/_$<>@\\#éßİſ中文のカ한дع。，、！？；：▁ĠĊ�①²ﬁ½🙂ʼ",
+    *("the", "and", "Don't", "I'LL", "we're", "x's", "123", "45678", "3.14", "foo_bar", "a/b", "...", "-->", "?!"),
+    *("http://x.y/z", "<b>", "Ünï", "日本", "中文。", "मानक", "นี่", "👩\u200d🚀", "🇫🇷"),
     *(" ", " ", " ", "  ", "   ", "\n", "\n", "\n\n", " \n", "\n ", " \n\n  ", "\r\n", "\r", "\t", "\t\t", "\u00a0"),
     *("\u3000", "\u2003", "\u2028", "\x85", "\x1c", "\x00", "\x7f", "\u200b", "\u200d", "\u00ad", "\ufeff"),
     *("e\u0301", "\u0301", "\u0308", "\uff9e", "\u1100\u1161", "\u0600", "\u093f", "\u0e33", ".\n", "!\n/", ")\n\n"),
@@ -125,14 +126,10 @@ class Cuts:
         self._added = [(token, {token.content, self._normalize(token.content)} - {""}) for token in added]
         self._sections_change = sections_change
         self.rules: tuple[Rule, ...] = ()
-        self._arrange(tuple(proven for rule in RULES if (proven := self._prove(rule)) is not None))
+        proven = tuple(rule for rule in map(self._prove, RULES) if rule is not None)
+        self._arrange(proven)
         if not self._same_ids(encode_head, encode_tail):
-            kept = []
-            for rule in self.rules:
-                self._arrange((rule,))
-                if self._same_ids(encode_head, encode_tail):
-                    kept.append(rule)
-            self._arrange(tuple(kept))
+            self._arrange(tuple(rule for rule in proven if self._same_ids(encode_head, encode_tail, (rule,))))
 
     def last(self, text: str, low: int, high: int) -> int:
         """The largest exact cut c with low <= c <= high and c < len(text), or 0. Costs O(high - low)."""
@@ -251,7 +248,12 @@ class Cuts:
                 start = cut
         yield text[start:]
 
-    def _same_ids(self, head: Callable[[str], list[int]], tail: Callable[[str], list[int]]) -> bool:
+    def _same_ids(
+        self, head: Callable[[str], list[int]], tail: Callable[[str], list[int]], rules: tuple[Rule, ...] | None = None
+    ) -> bool:
+        """Whether a text with added tokens in it has the same ids whole and cut, by these rules or the present ones."""
+        if rules is not None:
+            self._arrange(rules)
         names = [token.content for token, _ in self._added][:64]
         choose = random.Random(2)
         text = "".join(

@@ -7,11 +7,13 @@
 - Byte-level (GPT-2, Llama 3, Qwen): the bytes of the tokens go through an incremental UTF-8 decoder; only the 1 to 3
   bytes of an unfinished character are held.
 - Byte fallback (Llama 2, Gemma): a run of byte tokens is text only if all of it is valid UTF-8, else every byte of it
-  becomes U+FFFD. So a run is held until it ends or turns out invalid. `max_run` (64) bounds that: of a longer run, whole
-  characters are given out as they come, which differs from `decode` only if the run turns invalid after that.
+  becomes U+FFFD. So a run is held until it ends or turns out invalid. `max_run` (64) bounds that: of a longer run,
+  whole characters are given out as they come, which differs from `decode` only if the run turns invalid after that.
 - Everything else (Metaspace, WordPiece, Unigram, unknown): the new tokens are decoded behind the last four visible
   ones, and what was not there before is new. So spaces come out as in the middle of a text, and the one that decoding
   drops at the start of a text is dropped once.
+- Skipped special tokens count as absent. `decode` leaves a special token that its normalizer changes in the text
+  (marked `normalized` in old Llama files: "<s>" stays); here it is skipped all the same.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase
 
 from penstock.errors import UsageError
-from penstock.models.text_in import backend_of
+from penstock.models.text_pieces import backend_of
 
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 _CONTEXT = 4  # visible tokens kept as left context
@@ -94,7 +96,7 @@ class TextDecoder:
         if self._run_is_bad:
             return "\ufffd"
         self._run += (token_id,)
-        raw = bytes(int(self._backend.id_to_token(i)[3:5], 16) for i in self._run)
+        raw = bytes(int(str(self._backend.id_to_token(i))[3:5], 16) for i in self._run)
         try:
             _, used = codecs.utf_8_decode(raw, "strict", False)
         except UnicodeDecodeError:

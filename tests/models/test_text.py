@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from penstock.models.text import TextDecoder, TextEncoder
 WEIGHTS = Path(__file__).parents[2] / "../shared/data/weights/tinystories-656k"
 
 LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN = LLAMA3.replace("{1,3}", "")
 O200K = (
@@ -31,7 +33,10 @@ O200K = (
 )
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<|endoftext|>"]
 CONTROL = {*SPECIAL} - {"<unk>"}
-WORDS = "the cat sat on a mat and don't we'll 12 345 6789 héllo straße naïve мир 中文 日本語。 x=y; foo(bar) ... -- I'M".split()
+WORDS = [
+    *("the", "cat", "sat", "on", "a", "mat", "and", "don't", "we'll", "I'M", "12", "345", "6789", "x=y;", "foo(bar)"),
+    *("héllo", "straße", "naïve", "мир", "中文", "日本語。", "...", "--"),
+]
 
 
 @lru_cache
@@ -222,7 +227,7 @@ def whole(tokenizer: Any, text: str, special: bool = False) -> list[int]:
 
 def stream(encoder: TextEncoder, data: Any, cuts: list[int]) -> list[int]:
     places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    ids = [token for a, b in zip(places, places[1:]) for token in encoder.feed(data[a:b])]
+    ids = [token for a, b in itertools.pairwise(places) for token in encoder.feed(data[a:b])]
     return ids + encoder.flush()
 
 
@@ -230,7 +235,9 @@ PIECES = st.one_of(
     st.sampled_from(WORDS).map(str.encode),
     st.sampled_from([b" ", b"  ", b"   ", b"\n", b"\n\n", b"\r\n", b"\t", b" \n", b"\n ", b"\r"]),
     st.text(max_size=6).map(lambda text: text.encode("utf-8", "replace")),
-    st.sampled_from(["e\u0301", "\u0301", "▁", "▁▁", "👩‍🚀", "\u00a0", "\u3000", "\u00ad", "。", "，好", "\u0600", "'s"]).map(str.encode),
+    st.sampled_from(
+        ["e\u0301", "\u0301", "▁", "▁▁", "👩‍🚀", "\u00a0", "\u3000", "\u00ad", "。", "，好", "\u0600", "'s"]
+    ).map(str.encode),
     st.sampled_from([*SPECIAL, "<think>", "multi word", "<mask>", "<|end|>", "<tool>", "<0x41>"]).map(str.encode),
     st.sampled_from([b"\xff", b"\xe4", b"\xe4\xbd", b"\xf0\x9f", b"\x80\x80", b"\xed\xa0\x80", b"\xc0\xaf", b"\x00"]),
     st.tuples(st.sampled_from([b"a", b"7", b" ", b"\n", "é".encode()]), st.integers(1, 40)).map(lambda p: p[0] * p[1]),
