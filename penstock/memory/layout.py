@@ -34,6 +34,7 @@ class Geometry:
     dtype: torch.dtype
     device: torch.device
     max_positions: int | None = None  # learned absolute positions end here; None where positions never end
+    reach: int | None = None  # rotary frequencies hold for so many positions; None where they never change
 
     @property
     def is_absolute(self) -> bool:

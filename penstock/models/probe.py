@@ -1,17 +1,20 @@
 """Find out what a model's attention layers are, by running them: nothing is assumed from names.
 
-Three questions, asked at `attach` and then frozen:
+Four questions, asked at `attach` and then frozen:
 
-1. *Which layers, heads, windows?*  A forward pass with a recording step shows every call.
-2. *How do positions enter?*  The same tokens are run at position 0 and at scattered positions with attention silenced.
-   Keys that do not move carry no positions.  Keys that move are compared with every rotary embedding the model owns, in
-   both layouts; a layer is rotary if one of them explains its keys.  If keys move and none explains them, positions were
-   added to the inputs (learned absolute positions) or the model is refused.
-3. *Is it right?*  The model's own attention and ours, with a memory that keeps everything, must give the same logits.
+1. *Which layers and heads?*  A forward pass with a recording step shows every call.
+2. *Which keys does a layer read?*  All earlier ones, or a window: masks.py asks the model's own rule.
+3. *How do positions enter?*  The same tokens are run at position 0 and at scattered positions with attention silenced.
+   Keys that do not move carry no positions.  Keys that move are compared with every rotary embedding the model owns,
+   in both layouts; a layer is rotary if one of them explains its keys.  If keys move and none explains them, positions
+   were added to the inputs (learned absolute positions) or the model is refused.  A pass at far positions shows
+   whether anything but the angle depends on them, and whether the frequencies change in long texts.
+4. *Is it right?*  The model's own attention and ours, with a memory that keeps everything, must give the same logits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,35 +22,39 @@ from torch import Tensor, nn
 
 from penstock.core import Span
 from penstock.errors import UnsupportedModel
-from penstock.memory import Cascade, Everything, Geometry, Layer, Memory, Rotary, Window
+from penstock.memory import Cascade, Everything, Geometry, Layer, Memory, Window
 from penstock.memory.positions import Encoding
 from penstock.models.adapters import adapter_for
-from penstock.models.attach import IMPLEMENTATION, Attached, Recorder, forward, native
+from penstock.models.attach import Attached, Own, Recorder, forward
+from penstock.models.encodings import PROBE_POSITIONS, UNEXPLAINED, Encodings, frequencies, only_turned, reach
+from penstock.models.masks import PROBE, window_of
 
-_PROBE_POSITIONS = (0, 1, 3, 7, 18, 37, 64, 101)
+_FAR = 1 << 20
 
 
 @torch.no_grad()
 def attach(hf: nn.Module, verify: bool = True) -> Attached:
-    """Attach a transformers model; raises UnsupportedModel with the reason when it would not be right."""
+    """Attach a transformers model; raises UnsupportedModel with the reason when it would not be right.
+
+    One model may be attached several times; it gets its own attention back when the last one is detached.
+    """
     name = type(hf).__name__
-    config: Any = hf.config
-    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = _text_config(hf, name)
     hf.eval()
-    adapter, previous = adapter_for(hf), None
+    adapter, own = adapter_for(hf), None
     if adapter is None:
-        previous = config._attn_implementation
-        if previous == IMPLEMENTATION:
-            previous = "sdpa"
-        try:
-            hf.set_attn_implementation(IMPLEMENTATION)  # type: ignore[operator]
-        except Exception as error:
+        if not hf._can_set_attn_implementation():  # type: ignore[operator]
             raise UnsupportedModel(
-                f"{name} does not let its attention be replaced ({error}): it is not supported."
-            ) from None
+                f"{name} has attention code of its own or keeps a recurrent state: it does not use transformers' "
+                "attention interface, and there is no adapter for it in penstock/models/adapters."
+            )
+        try:
+            own = Own.take(hf)
+        except (ValueError, ImportError) as error:
+            raise UnsupportedModel(f"{name} does not let its attention be replaced ({_line(error)}).") from None
+    attached = Attached(hf, Geometry((), torch.float32, torch.device("cpu")), int(text.vocab_size), own, adapter)
     try:
-        geometry = _geometry(hf, adapter, text, name)
-        attached = Attached(hf, geometry, int(text.vocab_size), previous, adapter)
+        attached.geometry = _Probe(attached, text, name).geometry()
         if verify:
             difference, tolerance = compare_with_native(attached)
             if not difference <= tolerance:
@@ -55,95 +62,121 @@ def attach(hf: nn.Module, verify: bool = True) -> Attached:
                     f"{name} gives other logits through penstock than by itself (they differ by {difference:.2g}): "
                     "its attention does something that the probe did not find, so it is refused."
                 )
+    except UnsupportedModel:
+        attached.detach()
+        raise
+    except Exception as error:  # whatever a model that is no causal language model does with our call
+        attached.detach()
+        raise UnsupportedModel(
+            f"{name} could not be probed as a causal language model ({type(error).__name__}: {_line(error)}): "
+            "it is not supported."
+        ) from error
     except BaseException:
-        if adapter is not None:
-            adapter.remove()
-        elif previous is not None:
-            hf.set_attn_implementation(previous)  # type: ignore[operator]
+        attached.detach()
         raise
     return attached
 
 
-def _geometry(hf: nn.Module, adapter: Any, text: Any, name: str) -> Geometry:
-    device = next(hf.parameters()).device
-    positions = torch.tensor(_PROBE_POSITIONS, device=device)
-    tokens = (torch.arange(len(positions), device=device) * 7 + 3) % int(text.vocab_size)
-    still, moved = Recorder(), Recorder()
-    forward(hf, adapter, tokens, still, torch.zeros_like(positions), "none")
-    if not still.seen:
-        raise UnsupportedModel(f"{name} never called the attention interface: its family needs an adapter file.")
-    forward(hf, adapter, tokens, moved, positions, "none")
-    encodings = _Encodings(hf)
-    absolute = False
-    layers = []
-    for index in sorted(still.seen):
-        a, b = still.seen[index], moved.seen[index]
-        if a["key"].shape[-1] != a["value_width"]:
-            raise UnsupportedModel(f"{name} has keys and values of different widths: that is not supported yet.")
-        if adapter is not None and adapter.encoding(index) is not None:
-            encoding: Encoding = adapter.encoding(index)
-        else:
-            found = encodings.explain(a, b)
-            absolute |= found == "unexplained"
-            encoding = None if isinstance(found, str) else found
-        layers.append(
-            Layer(
-                index,
-                a["query"].shape[1],
-                a["key"].shape[1],
-                a["key"].shape[-1],
-                a["value_width"],
-                encoding,
-                a["window"],
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
+
+
+def _text_config(hf: nn.Module, name: str) -> Any:
+    """The configuration of the language part."""
+    config: Any = getattr(hf, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        raise UnsupportedModel(f"{name} is not a transformers model: load it with transformers, or give its name.")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModel(f"{name} is an encoder-decoder: penstock serves decoder-only language models.")
+    text = config.get_text_config()
+    if not getattr(text, "vocab_size", None):
+        raise UnsupportedModel(f"{name} has no vocabulary: penstock serves causal language models.")
+    return text
+
+
+class _Probe:
+    """The passes of one probing."""
+
+    def __init__(self, attached: Attached, text: Any, name: str) -> None:
+        self.attached, self.text, self.name = attached, text, name
+        self.device = next(attached.hf.parameters()).device
+
+    def _record(self, positions: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """What each layer does with the first len(positions) probe tokens at these positions."""
+        where = torch.tensor(positions, device=self.device)
+        tokens = (torch.arange(len(where), device=self.device) * 7 + 3) % self.attached.vocabulary
+        recorder = Recorder()
+        forward(self.attached.hf, self.attached.adapter, tokens, recorder, where, "none")
+        return recorder.seen
+
+    def geometry(self) -> Geometry:
+        hf = self.attached.hf
+        still = self._record([0] * len(PROBE_POSITIONS))
+        if not still:
+            raise UnsupportedModel(f"{self.name} never called the attention interface: it has no layers to serve.")
+        moved = self._record(PROBE_POSITIONS)
+        encodings, windows = Encodings(hf), self._windows()
+        found: dict[int, Any] = {index: self._encoding(index, encodings, still, moved) for index in sorted(still)}
+        limit = None
+        if UNEXPLAINED in found.values():
+            if any(f != UNEXPLAINED for f in found.values()) or not _has_table(hf):
+                raise UnsupportedModel(
+                    f"{self.name} encodes positions in a way that the probe cannot explain: it is refused."
+                )
+            limit = int(self.text.max_position_embeddings)
+            found = dict.fromkeys(found)
+        layers = [self._layer(index, still[index], found[index], windows.get(index)) for index in sorted(still)]
+        length = None if limit is not None else self._reach(still, found)
+        return Geometry(tuple(layers), still[layers[0].index]["key"].dtype, self.device, limit, length)
+
+    def _layer(self, index: int, seen: dict[str, Any], encoding: Encoding, window: int | None) -> Layer:
+        query, key, width = seen["query"], seen["key"], seen["value_width"]
+        if key.shape[-1] != width:
+            raise UnsupportedModel(f"{self.name} has keys and values of different widths: that is not supported yet.")
+        return Layer(index, query.shape[1], key.shape[1], key.shape[-1], width, encoding, window)
+
+    def _encoding(
+        self, index: int, encodings: Encodings, still: dict[int, dict[str, Any]], moved: dict[int, dict[str, Any]]
+    ) -> Any:
+        adapter = self.attached.adapter
+        known = None if adapter is None else adapter.encoding(index)
+        return encodings.explain(still[index], moved[index]) if known is None else known
+
+    def _windows(self) -> dict[int, int | None]:
+        """The sliding window of each layer; families with an adapter have none."""
+        own = self.attached.own
+        if own is None:
+            return {}
+        with own.replaced(PROBE):
+            seen = self._record(range(len(PROBE_POSITIONS)))
+        return {index: window_of(s["mask"], s["causal"], self.name) for index, s in seen.items()}
+
+    def _reach(self, still: dict[int, dict[str, Any]], found: dict[int, Any]) -> int | None:
+        """Positions for which the found frequencies hold; None for ever."""
+        hf = self.attached.hf
+        near = frequencies(hf)
+        far = self._record([_FAR] * len(PROBE_POSITIONS))
+        changed = any(not torch.equal(now, near[name]) for name, now in frequencies(hf).items())
+        if not all(only_turned(found[index], still[index], far[index]) for index in still):
+            raise UnsupportedModel(
+                f"{self.name} changes more than the angle of its keys or queries with their position, "
+                "which a stream cannot follow: it is refused."
             )
-        )
-    limit = None
-    if absolute:
-        if any(layer.encoding is not None for layer in layers) or _table(hf) is None:
-            raise UnsupportedModel(f"{name} encodes positions in a way that the probe cannot explain: it is refused.")
-        limit = int(text.max_position_embeddings)
-    return Geometry(tuple(layers), still.seen[layers[0].index]["key"].dtype, device, limit)
-
-
-def _table(hf: nn.Module) -> nn.Module | None:
-    """The learned position table of a model, if it has one."""
-    for name, module in hf.named_modules():
-        leaf = name.rsplit(".", 1)[-1]
-        if isinstance(module, nn.Embedding) and leaf in ("wpe", "embed_positions", "position_embeddings"):
-            return module
-    return None
-
-
-class _Encodings:
-    """The rotary embeddings that a model owns, as candidates."""
-
-    def __init__(self, hf: nn.Module) -> None:
-        self.found: list[Rotary] = []
-        for name, buffer in hf.named_buffers():
-            leaf = name.rsplit(".", 1)[-1]
-            if leaf.endswith("inv_freq") and not leaf.endswith("original_inv_freq") and buffer.dim() == 1:
-                frequencies = buffer.detach().double().cpu()
-                if all(not torch.equal(frequencies, c.inv_freq) for c in self.found):
-                    self.found += [Rotary(frequencies, interleaved) for interleaved in (False, True)]
-
-    def explain(self, still: dict[str, Any], moved: dict[str, Any]) -> Rotary | str | None:
-        """The rotary embedding that turns the still keys and queries into the moved ones; None if nothing moved."""
-        pairs = [(still[n].cpu(), moved[n].cpu()) for n in ("key", "query")]
-        tolerance = 2e-3 if pairs[0][0].dtype == torch.float32 else 5e-2
-        if all(_close(a, b, tolerance) for a, b in pairs):
+        if not changed:
             return None
-        for rotary in self.found:
-            if rotary.width > pairs[0][0].shape[-1]:
-                continue
-            angles = rotary.angles(torch.tensor(_PROBE_POSITIONS))
-            if all(_close(rotary.rotate(a.float(), angles), b, tolerance) for a, b in pairs):
-                return rotary
-        return "unexplained"
+        length = reach(hf, self.text, lambda position: self._record([position]))
+        if length is None:
+            raise UnsupportedModel(
+                f"{self.name} changes its rotary frequencies somewhere in long texts, and its configuration does not "
+                "say where: it is refused."
+            )
+        return length
 
 
-def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    a, b = a.float(), b.float()
-    return bool((a - b).abs().max() <= tolerance * max(1e-6, float(b.abs().max())))
+def _has_table(hf: nn.Module) -> bool:
+    """Whether the model has a learned table of positions."""
+    names = ("wpe", "embed_positions", "position_embeddings")
+    return any(isinstance(m, nn.Embedding) and n.rsplit(".", 1)[-1] in names for n, m in hf.named_modules())
 
 
 @torch.no_grad()
@@ -152,24 +185,20 @@ def compare_with_native(attached: Attached, length: int = 24) -> tuple[float, fl
     hf, geometry = attached.hf, attached.geometry
     tokens = (torch.arange(length, device=geometry.device) * 13 + 5) % attached.vocabulary
     cascades = [
-        Cascade((Everything(),)) if ly.window is None else Cascade((Window(ly.window),)) for ly in geometry.layers
+        Cascade((Everything() if ly.window is None else Window(min(ly.window, length)),)) for ly in geometry.layers
     ]
     memory = Memory(geometry, cascades)
     positions = torch.arange(length, device=geometry.device) if geometry.is_absolute else None
     first = length // 3
-    ours = []
+    ours: list[Tensor] = []
     for cut in (slice(0, first), slice(first, length)):  # in two steps, so that reading from the memory is tried too
         with memory.step([Span(0, len(tokens[cut]))]) as step:
             part = None if positions is None else positions[cut]
             logits = attached.run(tokens[cut], step, part, "all")
         assert logits is not None
         ours.append(logits)
-    if attached.adapter is not None:
-        with attached.adapter.suspended():
-            theirs = hf(input_ids=tokens[None], use_cache=False)
-    else:
-        with native(hf, attached.previous):
-            theirs = hf(input_ids=tokens[None], use_cache=False)
+    with attached.native():
+        theirs = hf(input_ids=tokens[None], use_cache=False)
     expected = (theirs.logits if hasattr(theirs, "logits") else theirs.last_hidden_state)[0].float()
     difference = float((torch.cat(ours).float() - expected).abs().max())
     loose = 1e-3 if geometry.dtype == torch.float32 else 0.15
