@@ -20,12 +20,12 @@ from typing import Any
 from torch import Tensor
 
 from penstock.core import Phase, Span
-from penstock.errors import ContextFull, MemoryStateError, NotRewindable
+from penstock.errors import CompositionError, ContextFull, MemoryStateError, NotRewindable
 from penstock.memory.cascade import Cascade
 from penstock.memory.layout import Geometry, Layer
 from penstock.memory.naive import NaiveGroup
 from penstock.memory.ring import RingGroup
-from penstock.memory.rows import Undo, copy_row, load_row, save_row, shift_row
+from penstock.memory.rows import Undo, can_rewind, clear, copy_row, load_row, save_row, shift_row
 
 
 class Step:
@@ -45,15 +45,23 @@ class Step:
         )
 
 
+class Mark(int):
+    """The length of a row when a mark was opened.  Marks at equal lengths are told apart by identity."""
+
+
 @dataclass
 class Row:
     """The state of a row that is the same in every layer."""
 
     length: int = 0  # tokens of its stream so far
-    broken: bool = False
-    marks: list[int] = field(default_factory=list)  # lengths at the open marks
+    torn: int = 0  # where a failed step would have ended: layers may hold anything between; 0 when all is whole
+    marks: list[Mark] = field(default_factory=list)  # the open ones, oldest first
     undo: list[Undo] = field(default_factory=list)  # one per group while a mark is open
     max_new: int = 0
+
+    @property
+    def is_broken(self) -> bool:
+        return self.torn > 0
 
 
 @dataclass(frozen=True)
@@ -148,15 +156,17 @@ class Memory:
         spans = list(spans)
         self._check(spans)
         starts = [self.rows[s.row].length for s in spans]
-        for span, start in zip(spans, starts):
-            for undo in self.rows[span.row].undo:
-                undo.before_step(start, start + span.count)
+        moves = [(u, start, start + s.count) for s, start in zip(spans, starts) for u in self.rows[s.row].undo]
+        for undo, start, end in moves:
+            undo.check(start, end)
         step = Step(self.groups, [g.plan(spans, starts) for g in self.groups], self.where, phase)
+        for undo, start, end in moves:  # nothing can be refused from here on
+            undo.before_step(start, end)
         try:
             yield step
         except BaseException:
-            for span in spans:
-                self.rows[span.row].broken = True
+            for span, start in zip(spans, starts):
+                self.rows[span.row].torn = start + span.count
             raise
         for span in spans:
             self.rows[span.row].length += span.count
@@ -164,74 +174,98 @@ class Memory:
     def _check(self, spans: list[Span]) -> None:
         if not spans or any(s.count < 1 for s in spans) or len({s.row for s in spans}) != len(spans):
             raise ValueError(f"a step needs one non-empty span per row, got {spans}")
-        limit = self.geometry.max_positions
+        if any(not 0 <= s.row < self.num_rows for s in spans):
+            raise ValueError(f"a step names rows that this memory of {self.num_rows} does not have: {spans}")
+        limit, reach = self.geometry.max_positions, self.geometry.reach
         for span in spans:
             row = self.rows[span.row]
-            if row.broken:
-                raise MemoryStateError(
-                    f"row {span.row} was left half written by a failed step: reset it or resume a snapshot."
-                )
+            self._check_whole(span.row)
             if limit is not None and row.length + span.count > limit:
                 raise ContextFull(
                     f"this model has learned positions for {limit} tokens and the stream would reach "
                     f"{row.length + span.count}: start a new session, or use a model with rotary or ALiBi positions."
                 )
+            if reach is not None and not self.is_bounded and row.length + span.count > reach:
+                raise ContextFull(
+                    f"this model changes its rotary frequencies after {reach} tokens and the stream would reach "
+                    f"{row.length + span.count}: start a new session, or use a bounded memory."
+                )
+
+    def _check_whole(self, row: int) -> None:
+        if self.rows[row].is_broken:
+            raise MemoryStateError(
+                f"row {row} was left half written by a failed step: roll back to a mark, reset it or resume a snapshot."
+            )
+
+    def _check_fast(self, action: str) -> None:
+        if self.naive:
+            raise MemoryStateError(
+                f"the naive specification only steps and resets, it cannot {action}: use the fast memory."
+            )
 
     # -- rewinding ----------------------------------------------------------------------------------------------
 
-    def mark(self, row: int = 0, max_new: int = 256) -> int:
+    def mark(self, row: int = 0, max_new: int = 256) -> Mark:
         """Remember this point; until it is committed, up to `max_new` evicted entries per window are held.
 
         Returns the mark (the row's length).  Marks nest; `max_new` counts from the oldest.
         """
+        self._check_fast("mark")
+        self._check_whole(row)
         state = self.rows[row]
-        if self.naive:
-            raise MemoryStateError("the naive specification keeps no marks: use the fast memory.")
         if not state.marks:
             state.max_new = max_new
             state.undo = [Undo(group, row, max_new) for group in self.groups]
-        state.marks.append(state.length)
-        return state.length
+        state.marks.append(Mark(state.length))
+        return state.marks[-1]
 
     def rollback(self, mark: int, row: int = 0) -> None:
         """Return exactly to an open mark, which stays open; marks made after it are closed."""
-        state = self.rows[row]
-        if mark not in state.marks:
-            raise NotRewindable(f"there is no open mark at {mark}: open ones are {state.marks or 'none'}.")
+        index = self._open(mark, row)
         self.truncate(mark, row)
+        del self.rows[row].marks[index + 1 :]
 
     def commit(self, mark: int, row: int = 0) -> None:
         """Close a mark and those made after it; what the oldest held is let go."""
+        self._close(self._open(mark, row), row)
+
+    def _open(self, mark: int, row: int) -> int:
+        """The index of a mark, as `mark` returned it, among the row's open ones."""
+        marks = self.rows[row].marks
+        for index, other in enumerate(marks):
+            if other is mark:
+                return index
+        raise NotRewindable(f"there is no such open mark at {mark}: open ones are {[int(m) for m in marks] or 'none'}.")
+
+    def _close(self, index: int, row: int) -> None:
+        """Close the marks from `index` on."""
         state = self.rows[row]
-        if mark not in state.marks:
-            raise NotRewindable(f"there is no open mark at {mark}: open ones are {state.marks or 'none'}.")
-        del state.marks[state.marks.index(mark) :]
+        del state.marks[index:]
         if not state.marks:
             state.undo, state.max_new = [], 0
 
     def truncate(self, length: int, row: int = 0) -> None:
-        """Forget the newest tokens so that `length` are left; exact, or NotRewindable with the reason."""
+        """Forget the newest tokens so that `length` are left; exact, or NotRewindable with the reason.
+
+        A row that a failed step left half written is whole again afterwards.
+        """
+        self._check_fast("truncate")
         state = self.rows[row]
         if not 0 <= length <= state.length:
             raise NotRewindable(f"cannot truncate a stream of {state.length} tokens to {length}.")
-        covered = bool(state.marks) and length >= state.marks[0]
-        if not covered and self._evicted_any(length, state.length):
+        reached = max(state.length, state.torn)
+        undo: Sequence[Undo | None] = state.undo or [None] * len(self.groups)
+        if not all(can_rewind(g, u, length, state.length, reached) for g, u in zip(self.groups, undo)):
             raise NotRewindable(
                 f"cannot return to {length}: entries it needs were evicted since; "
                 "open a mark before what may be taken back, or resume a snapshot."
             )
-        for undo in state.undo if covered else []:
-            undo.rollback(length)
-        state.length, state.broken = length, False
-        state.marks = [m for m in state.marks if m <= length]
-        if not state.marks:
-            state.undo, state.max_new = [], 0
-
-    def _evicted_any(self, start: int, end: int) -> bool:
-        """Whether some window gave something up on the way from `start` to `end` tokens."""
-        if start == end:
-            return False
-        return any(c.is_bounded and end > c.sinks + min(c.windows) for c in self.cascades)
+        for held in state.undo:
+            held.rollback(length)
+        for group in self.groups:
+            clear(group, row, length)
+        state.length, state.torn = length, 0
+        self._close(sum(mark <= length for mark in state.marks), row)
 
     def reset(self, row: int = 0) -> None:
         """Empty a row: a new stream begins."""
@@ -239,35 +273,43 @@ class Memory:
         for group in self.groups:
             if isinstance(group, NaiveGroup):
                 group.rooms[row] = [group._fresh() for _ in group.layers]
+            else:
+                clear(group, row, 0)
 
     # -- copies -------------------------------------------------------------------------------------------------
 
     def copy_row(self, row: int, target: Memory, to: int) -> None:
         """Make row `to` of `target` (same composition; may be this memory) a copy; open marks are not copied."""
+        self._check_fast("copy rows")
+        self._check_whole(row)
+        if target.cascades != self.cascades:
+            raise CompositionError("a row fits only a memory of the same composition: use the same method and budget.")
         source = self.rows[row]
-        if source.broken:
-            raise MemoryStateError(f"row {row} was left half written by a failed step: it cannot be copied.")
         for old, new in zip(self.groups, target.groups):
             copy_row(old, row, new, to, source.length)
         target.rows[to] = Row(length=source.length)
 
     def save_row(self, row: int = 0) -> dict[str, Tensor]:
         """The row's tensors by name, in stream order, on the CPU."""
-        if self.rows[row].broken:
-            raise MemoryStateError(f"row {row} was left half written by a failed step: it cannot be saved.")
+        self._check_fast("save")
+        self._check_whole(row)
         out: dict[str, Tensor] = {}
         for group in self.groups:
             out.update(save_row(group, row, self.rows[row].length))
         return out
 
     def load_row(self, state: dict[str, Tensor], length: int, row: int = 0) -> None:
-        """The inverse of save_row."""
+        """The inverse of save_row.  If the state does not fit, the row stays broken until it is reset."""
+        self._check_fast("load")
+        self.rows[row] = Row(torn=length + 1)
         for group in self.groups:
             load_row(group, row, length, state)
         self.rows[row] = Row(length=length)
 
     def shift(self, by: int, row: int = 0) -> None:
         """Move the stream's counter forward as if `by` tokens had passed (tests and benchmarks at far positions)."""
+        self._check_fast("shift")
+        self._check_whole(row)
         state = self.rows[row]
         full = all(c.is_bounded and state.length >= sum(c.windows) + c.sinks for c in self.cascades)
         if not full or state.marks:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 POLICIES = ("stream", "clamped", "contiguous")
+_FAR = 1 << 26  # from this position on, angles are computed in two parts
 
 
 class Angles(NamedTuple):
@@ -51,12 +52,20 @@ class Rotary:
 
     def angles(self, positions: Tensor, device: torch.device | str = "cpu") -> Angles:
         """Rotations to integer `positions` [..., T] (or [axes, ..., T] when `axis` is set)."""
-        positions = positions.to(torch.float64)
-        if self.axis is None:
-            theta = positions[..., None] * self.inv_freq
-        else:
-            theta = torch.movedim(positions, 0, -1)[..., self.axis] * self.inv_freq
-        return Angles(theta.cos().float().to(device), theta.sin().float().to(device))
+        index = positions[..., None] if self.axis is None else torch.movedim(positions, 0, -1)[..., self.axis]
+        low = index % _FAR
+        theta = low.double() * self.inv_freq
+        cos, sin = theta.cos(), theta.sin()
+        if not torch.equal(low, index):
+            # Turn by the far part too.  Its product with the leading 24 bits of a frequency is exact in float64; the
+            # product with the frequency itself is off by 1e-4 radians at position 2**40.
+            leading = self.inv_freq.float().double()
+            coarse = (index - low).double() * leading
+            fine = (index - low).double() * (self.inv_freq - leading)
+            turn = torch.polar(torch.ones_like(coarse), coarse) * torch.polar(torch.ones_like(fine), fine)
+            turned = torch.complex(cos, sin) * turn
+            cos, sin = turned.real, turned.imag
+        return Angles(cos.float().to(device), sin.float().to(device))
 
     def rotate(self, x: Tensor, angles: Angles) -> Tensor:
         """Rotate x [..., D] by angles that broadcast to [..., R/2]; float32 inside (float64 stays), dtype of x out."""

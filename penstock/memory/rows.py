@@ -53,6 +53,7 @@ def load_row(group: RingGroup, row: int, length: int, state: dict[str, Tensor]) 
     sinks = min(length, group.sinks)
     if group.planner.grows:
         group._reserve(length)
+    clear(group, row, length)
     for i, layer in enumerate(group.layers):
         for w, seen in enumerate(held(group, length)):
             both = state[f"{layer.index}.{w}.window"].to(group.device)
@@ -91,6 +92,32 @@ def shift_row(group: RingGroup, row: int, length: int, by: int) -> None:
     load_row(group, row, length + by, state)
 
 
+def clear(group: RingGroup, row: int, length: int) -> None:
+    """Zero the slots that hold nothing when the row has `length` tokens.
+
+    Masked slots are read with weight zero, and zero times a NaN of an earlier stream would still be NaN.
+    """
+    if group.planner.grows:
+        return  # reads exactly what was written
+    for w, seen in enumerate(held(group, length)):
+        empty = len(seen) + (group.sinks if w == 0 else 0)
+        for ring in group.rings[w]:
+            ring[:, row, :, empty:] = 0
+
+
+def can_rewind(group: RingGroup, undo: Undo | None, length: int, now: int, reached: int) -> bool:
+    """Whether every entry that the windows held at `length` tokens is still in its slot or kept by a mark.
+
+    The row has `now` tokens; a failed step may have overwritten what one to `reached` tokens overwrites.
+    """
+    for w, (then, last, torn) in enumerate(zip(held(group, length), held(group, now), held(group, reached))):
+        gone = range(then.start, min(then.stop, max(last.start, torn.start)))
+        kept = [] if undo is None or group.planner.grows else undo.victims[w]
+        if sum(seen in gone for seen in kept) < len(gone):
+            return False
+    return True
+
+
 @dataclass
 class Undo:
     """Entries that left the windows of one row since the oldest open mark, so that a rollback is exact.
@@ -115,26 +142,34 @@ class Undo:
     def nbytes(self) -> int:
         return sum(t.untyped_storage().nbytes() for rings in self.store for t in rings)
 
-    def before_step(self, start: int, end: int) -> None:
-        """Keep what the step from `start` to `end` will overwrite; raises NotRewindable when the mark is full."""
-        age = 0
-        for w, victims in enumerate(self.victims):
-            size = self.group.sizes[w]
-            assert size is not None
-            stored, _, leaving = window_ranges(start, end, self.group.sinks, age, size)
-            age += size
-            gone = range(leaving.start, min(leaving.stop, stored.stop))  # what passes straight through was never held
+    def check(self, start: int, end: int) -> None:
+        """Raise NotRewindable when there is no room for what the step from `start` to `end` evicts."""
+        for victims, (_, leaving) in zip(self.victims, self._moves(start, end)):
             if len(victims) + len(leaving) > self.room:
                 raise NotRewindable(
                     f"the open mark holds {self.room} entries and the step would evict "
                     f"{len(victims) + len(leaving)}: commit it first, or mark with a larger max_new."
                 )
+
+    def before_step(self, start: int, end: int) -> None:
+        """Keep what the step from `start` to `end` will overwrite; it was checked before."""
+        for w, (victims, (stored, leaving)) in enumerate(zip(self.victims, self._moves(start, end))):
+            gone = range(leaving.start, min(leaving.stop, stored.stop))  # what passes straight through was never held
             if gone:
                 slots = _slots(self.group, w, gone)
                 where = slice(len(victims), len(victims) + len(gone))
                 for kept, ring in zip(self.store[w], self.group.rings[w]):
                     kept[:, :, where] = ring[:, self.row].index_select(2, slots)
                 victims.extend(gone)
+
+    def _moves(self, start: int, end: int) -> list[tuple[range, range]]:
+        """(stored, leaving) seen indices of each window in a step."""
+        age, out = 0, []
+        for size in self.group.sizes:
+            stored, _, leaving = window_ranges(start, end, self.group.sinks, age, size)
+            out.append((stored, leaving))
+            age += size or 0
+        return out
 
     def rollback(self, length: int) -> None:
         """Put back what the windows held when the row had `length` tokens."""
