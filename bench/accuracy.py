@@ -68,7 +68,7 @@ def compare(setup: Setup, ways: list[str], tokens: int) -> dict[str, Any]:
         except Skip as reason:
             skipped[way] = str(reason)
             print(f"skipped {way}: {reason}", file=sys.stderr)
-    worst = {way: (0.0, 0) for way in readers}
+    worst = dict.fromkeys(readers, (0.0, 0))
     largest, start = 0.0, time.monotonic()
     reference = CacheRankReference(build_model(setup), SINKS, WINDOW)
     for begin in range(0, tokens if readers else 0, CHUNK):

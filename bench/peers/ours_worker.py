@@ -13,7 +13,7 @@ import torch
 
 from bench.peers.llama_torch import Tokens, build_model, versions
 from bench.peers.protocol import Peer, Setup, Skip, Timing, serve, timed
-from bench.shapes import BUDGET, CHUNK
+from bench.shapes import BUDGET
 
 
 class Ours(Peer):

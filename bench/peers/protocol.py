@@ -64,7 +64,7 @@ class Peer(ABC):
 
     def ingest(self, chunk: int, count: int) -> Timing:
         """Read `count` chunks of `chunk` tokens with the logits of the last token; seconds per chunk."""
-        raise Skip("reads no chunks")
+        raise Skip("offers no reading in chunks")
 
     @abstractmethod
     def memory_bytes(self) -> int:
