@@ -171,7 +171,7 @@ def test_which_methods_are_supported(family: str) -> None:
     check_supported(geometry, parse("dense"))
     for method in ("streaming-llm", "window"):
         if family in ABSOLUTE:
-            with pytest.raises(UnsupportedModel, match="learned positions.*memory=dense for up to 256 tokens"):
+            with pytest.raises(UnsupportedModel, match=r"learned positions.*memory=dense for up to 256 tokens"):
                 check_supported(geometry, parse(method))
         else:
             check_supported(geometry, parse(method), 12)
