@@ -1,23 +1,25 @@
 """What does penstock cost? Our own contestant, behind the same protocol as all peers.
 
-The option `path` picks the eager or the compiled step. The stream is filled by reading tokens, then its counter is
-shifted to the far position; the memory is the same as if every token before had been read.
+The option `path` picks the eager or the compiled step. A window is filled by reading tokens, then the counter of the
+stream is shifted to the far position, which leaves the memory as if every token before had been read. Steps go through
+the public session (`decode`, `ingest`), its bookkeeping included; chunks of 256 are read as one step in the
+chunk-invariant form, in which every query sees the 4 + 1020 entries of its own position.
 """
 
 from __future__ import annotations
 
-import functools
+import time
 from typing import Any
 
 import torch
 
 from bench.peers.llama_torch import Tokens, build_model, versions
 from bench.peers.protocol import Peer, Setup, Skip, Timing, serve, timed
-from bench.shapes import BUDGET
+from bench.shapes import BUDGET, CHUNK
 
 
 class Ours(Peer):
-    """An open stream on the same random model."""
+    """An open session on the same random model."""
 
     def setup(self, setup: Setup) -> None:
         try:
@@ -26,51 +28,55 @@ class Ours(Peer):
             self.open = penstock.open
         except (ImportError, AttributeError) as reason:
             raise Skip(f"penstock.open is not available yet ({reason})") from reason
-        self.setup_ = setup
-        self.model = build_model(setup)
+        self.path = setup.options["path"]
+        self.model = penstock.load(build_model(setup))
         self.tokens = Tokens(setup.shape)
+        self.restart()
+        begin = time.monotonic()
+        self.read_singly([1, 2])  # compiles, on that path
+        self.ready = {"runs": self.session.runner.status, "ready_seconds": round(time.monotonic() - begin, 1)}
         self.restart()
 
     def restart(self) -> None:
-        self.stream = self.open(
-            self.model, tokenizer=None, memory="streaming-llm", budget=BUDGET, path=self.setup_.options["path"]
-        )
+        self.session = self.open(self.model, "streaming-llm", BUDGET, chunk=CHUNK, path=self.path)
 
     def check(self, tokens: list[int]) -> list[float]:
         self.restart()
-        for token in tokens:
-            logits = self.stream.decode(token)
-        return torch.as_tensor(logits).flatten().float().tolist()
+        logits = self.read_singly(tokens)[-1].float().tolist()
+        self.restart()
+        return logits
 
     def read_singly(self, ids: list[int]) -> torch.Tensor:
         """Logits after each token, read one by one, [T, vocabulary]."""
-        return torch.stack([torch.as_tensor(self.stream.decode(token)).flatten() for token in ids])
+        return torch.stack([self.session.decode(token) for token in ids])
 
     def read_block(self, ids: list[int]) -> torch.Tensor:
         """Logits after each token, read as one chunk, [T, vocabulary]."""
-        return torch.as_tensor(self.stream.ingest(ids, logits="all")).reshape(len(ids), -1)
+        from penstock.core import Span
+
+        logits = self.session.runner.step([Span(0, len(ids))], ids, "all")
+        assert logits is not None
+        return logits
 
     def seek(self, position: int) -> None:
-        if self.position == 0:
-            self.stream.ingest(self.tokens.take(BUDGET)[0].tolist(), logits="none")
-            self.position = BUDGET
-        self.stream.shift(position - self.position)
-        self.position = position
+        """Read to a full window first, then shift the counter."""
+        if self.session.tokens < BUDGET:
+            self.session.ingest(self.tokens.take(BUDGET - self.session.tokens)[0].tolist())
+        self.session._memory.shift(position - self.session.tokens)
 
     def decode(self, steps: int, phase: float) -> Timing:
         ids = self.tokens.take(steps)[0].tolist()
-        return Timing([timed(self.stream.decode, token) for token in ids])
+        return Timing([timed(self.session.decode, token) for token in ids])
 
     def ingest(self, chunk: int, count: int) -> Timing:
         chunks = [self.tokens.take(chunk)[0].tolist() for _ in range(count)]
-        read = functools.partial(self.stream.ingest, logits="last")
-        return Timing([timed(read, ids) for ids in chunks])
+        return Timing([timed(self.session.ingest, ids) for ids in chunks])
 
     def memory_bytes(self) -> int:
-        return int(self.stream.memory.nbytes)
+        return int(self.session.memory.nbytes)
 
     def describe(self) -> dict[str, Any]:
-        return versions() | {"path": self.setup_.options["path"]}
+        return versions() | {"path": self.path} | self.ready
 
 
 if __name__ == "__main__":
