@@ -65,8 +65,8 @@ def partial_math(
     kv_heads, stored = key.shape[1], key.shape[2]
     group = heads // kv_heads
     accumulate = torch.promote_types(query.dtype, torch.float32)
-    # The query heads of one key-value head become rows of one product, so that each key is loaded once. [B, Hkv, G*C, D]
-    grouped = query.reshape(batch, kv_heads, group * count, width)
+    # The query heads of one key-value head become rows of one product, so that each key is loaded once.
+    grouped = query.reshape(batch, kv_heads, group * count, width)  # [B, Hkv, G*C, D]
     scores = torch.matmul(grouped, key.transpose(-1, -2)).to(accumulate) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap

@@ -25,7 +25,7 @@ from penstock.memory.cascade import Cascade
 from penstock.memory.layout import Geometry, Layer
 from penstock.memory.naive import NaiveGroup
 from penstock.memory.ring import RingGroup
-from penstock.memory.rows import Undo, can_rewind, clear, copy_row, load_row, save_row, shift_row
+from penstock.memory.rows import Undo, can_rewind, check_state, clear, copy_row, load_row, save_row, shift_row
 
 
 class Step:
@@ -299,9 +299,10 @@ class Memory:
         return out
 
     def load_row(self, state: dict[str, Tensor], length: int, row: int = 0) -> None:
-        """The inverse of save_row.  If the state does not fit, the row stays broken until it is reset."""
+        """The inverse of save_row; raises CompositionError, and changes nothing, when the state does not fit."""
         self._check_fast("load")
-        self.rows[row] = Row(torn=length + 1)
+        for group in self.groups:
+            check_state(group, length, state)
         for group in self.groups:
             load_row(group, row, length, state)
         self.rows[row] = Row(length=length)

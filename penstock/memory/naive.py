@@ -1,7 +1,7 @@
 """The specification: a cascade run literally, one token at a time, with lists.
 
-Slow and obvious.  Every entry is kept raw with its seen index; each token first enters the cascade (what a segment gives
-up enters the next), then reads every entry that is left, numbered by the policy, through one softmax in float64.
+Slow and obvious.  Every entry is kept raw with its seen index; each token first enters the cascade (what a segment
+gives up enters the next), then reads every entry that is left, numbered by the policy, through one softmax in float64.
 `ring.py` must agree with this file.
 """
 

@@ -7,8 +7,8 @@ entries arrive `age` steps late (0 for the first window; a second window receive
     |0 .. S-1| ... |start-age-W ............ start-age-1|start-age .. end-age-1|
                      leaving: the first `end - start` of them (once full)
 
-An entry j is visible to the query at t exactly if  age <= t - j < age + W  and j >= S: a rule of indices alone, which is
-why results do not depend on how a stream is cut into steps.
+An entry j is visible to the query at t exactly if  age <= t - j < age + W  and j >= S: a rule of indices alone, which
+is why results do not depend on how a stream is cut into steps.
 """
 
 from __future__ import annotations

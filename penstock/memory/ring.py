@@ -2,7 +2,7 @@
 
 One tensor per layer, `[2, rows, Hkv, S + W, D]` (keys and values, so that a step writes both at once): sinks in the
 first S slots, then the window, entry j in slot S + (j - S) % W.  Window keys are stored rotated to their stream
-position and never touched again; sink keys are also kept raw, because their distance to the newest entry may be clamped.
+position and never touched again; sink keys are also kept raw: their distance to the newest entry may be clamped.
 
 Two ways to read it, equal within rounding:
 

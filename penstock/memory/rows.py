@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from penstock.errors import NotRewindable
+from penstock.errors import CompositionError, NotRewindable
 from penstock.memory.plan import slot_of, window_ranges
 from penstock.memory.positions import Rotary
 from penstock.memory.ring import RingGroup
@@ -48,8 +48,31 @@ def save_row(group: RingGroup, row: int, length: int) -> dict[str, Tensor]:
     return out
 
 
+def check_state(group: RingGroup, length: int, state: dict[str, Tensor]) -> None:
+    """Raise CompositionError when saved tensors are not those of a row of `length` tokens in this group."""
+    sinks = min(length, group.sinks)
+    needed: dict[str, tuple[int, ...]] = {}
+    for layer in group.layers:
+        for w, seen in enumerate(held(group, length)):
+            needed[f"{layer.index}.{w}.window"] = (2, group.heads, len(seen), group.width)
+        if group.sinks:
+            needed[f"{layer.index}.sink_keys"] = needed[f"{layer.index}.sink_values"] = (
+                group.heads,
+                sinks,
+                group.width,
+            )
+    for name, shape in needed.items():
+        found = state.get(name)
+        if found is None or tuple(found.shape) != shape or found.dtype != group.dtype:
+            what = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise CompositionError(
+                f"the saved row does not fit this memory, {name} is {what} and should be {group.dtype} {list(shape)}: "
+                "use the same model, method and budget."
+            )
+
+
 def load_row(group: RingGroup, row: int, length: int, state: dict[str, Tensor]) -> None:
-    """The inverse of save_row; the caller has checked that the state belongs to this group."""
+    """The inverse of save_row; the state was checked before."""
     sinks = min(length, group.sinks)
     if group.planner.grows:
         group._reserve(length)
