@@ -30,6 +30,10 @@ _OWN = "_penstock_own"  # where a model carries what it used before us
 Logits = Literal["last", "all", "none"]
 
 
+class CalledWithoutMemory(UnsupportedModel):
+    """A layer that looks back was called without a memory."""
+
+
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, memory: Any = None, softcap: float | None = None,
@@ -41,7 +45,7 @@ def attention(
         if isinstance(memory, Recorder):
             memory.note(module, attention_mask)
         out = memory.attend(module.layer_idx, query, key, value, scale=scale, softcap=softcap, sink_logit=s_aux)
-        return out, None
+        return out.contiguous(), None  # as the library's own functions: some models take a view of it
     return _without_memory(module, query, key, value, attention_mask, scale, softcap, s_aux, is_causal), None
 
 
@@ -55,7 +59,7 @@ def _without_memory(
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if causal or softcap is not None or s_aux is not None:
-        raise UnsupportedModel(
+        raise CalledWithoutMemory(
             "this model is attached to penstock and was called without a memory: use penstock.open, pass a "
             "penstock StreamCache as past_key_values, or give it its own attention back (detach, or "
             "set_attn_implementation('sdpa'))."
@@ -101,6 +105,7 @@ class Own:
     def __init__(self, hf: nn.Module) -> None:
         self.hf = hf
         self.users = 0
+        self.geometry: Geometry | None = None  # as probed and checked by the first attachment
         self.parts = [(config, config._attn_implementation) for config in _configs(hf.config)]
         self.fallback = "sdpa" if getattr(hf, "_supports_sdpa", False) else "eager"
 

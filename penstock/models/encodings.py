@@ -28,11 +28,13 @@ class Encodings:
     """The rotary embeddings that a model owns, as candidates."""
 
     def __init__(self, hf: nn.Module) -> None:
-        self.found: list[Rotary] = []
+        known: list[Tensor] = []
         for buffer in frequencies(hf).values():
             wide = buffer.double().cpu()
-            if all(not torch.equal(wide, c.inv_freq) for c in self.found):
-                self.found += [Rotary(wide, interleaved) for interleaved in (False, True)]
+            if all(not torch.equal(wide, other) for other in known):
+                known.append(wide)
+        # Both layouts; a few models turn the other way round.
+        self.found = [Rotary(sign * f, pairs) for sign in (1.0, -1.0) for f in known for pairs in (False, True)]
 
     def explain(self, still: dict[str, Any], moved: dict[str, Any]) -> Rotary | str | None:
         """The rotary embedding that turns the still keys and queries into the moved ones; None if nothing moved."""

@@ -25,7 +25,7 @@ from penstock.errors import UnsupportedModel
 from penstock.memory import Cascade, Everything, Geometry, Layer, Memory, Window
 from penstock.memory.positions import Encoding
 from penstock.models.adapters import adapter_for
-from penstock.models.attach import Attached, Own, Recorder, forward
+from penstock.models.attach import Attached, CalledWithoutMemory, Own, Recorder, forward
 from penstock.models.encodings import PROBE_POSITIONS, UNEXPLAINED, Encodings, frequencies, only_turned, reach
 from penstock.models.masks import PROBE, window_of
 
@@ -52,7 +52,12 @@ def attach(hf: nn.Module, verify: bool = True) -> Attached:
             own = Own.take(hf)
         except (ValueError, ImportError) as error:
             raise UnsupportedModel(f"{name} does not let its attention be replaced ({_line(error)}).") from None
-    attached = Attached(hf, Geometry((), torch.float32, torch.device("cpu")), int(text.vocab_size), own, adapter)
+    shared: Any = own if adapter is None else adapter.seat
+    known = shared.geometry
+    weights = next(hf.parameters())
+    if known is not None and known.dtype == weights.dtype and known.device == weights.device:
+        return Attached(hf, known, int(text.vocab_size), own, adapter)
+    attached = Attached(hf, Geometry((), weights.dtype, weights.device), int(text.vocab_size), own, adapter)
     try:
         attached.geometry = _Probe(attached, text, name).geometry()
         if verify:
@@ -60,8 +65,9 @@ def attach(hf: nn.Module, verify: bool = True) -> Attached:
             if not difference <= tolerance:
                 raise UnsupportedModel(
                     f"{name} gives other logits through penstock than by itself (they differ by {difference:.2g}): "
-                    "its attention does something that the probe did not find, so it is refused."
+                    f"{_suspect(text)}, so it is refused."
                 )
+            shared.geometry = attached.geometry
     except UnsupportedModel:
         attached.detach()
         raise
@@ -79,6 +85,14 @@ def attach(hf: nn.Module, verify: bool = True) -> Attached:
 
 def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
+
+
+def _suspect(text: Any) -> str:
+    """The likely reason of a failed comparison."""
+    kinds = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    if kinds:
+        return f"it has layers of the kind {' and '.join(kinds)}, which keep something else than keys and values"
+    return "its layers do something that the probe did not find"
 
 
 def _text_config(hf: nn.Module, name: str) -> Any:
@@ -106,7 +120,13 @@ class _Probe:
         where = torch.tensor(positions, device=self.device)
         tokens = (torch.arange(len(where), device=self.device) * 7 + 3) % self.attached.vocabulary
         recorder = Recorder()
-        forward(self.attached.hf, self.attached.adapter, tokens, recorder, where, "none")
+        try:
+            forward(self.attached.hf, self.attached.adapter, tokens, recorder, where, "none")
+        except CalledWithoutMemory:
+            raise UnsupportedModel(
+                f"{self.name} does not hand keyword arguments on to its attention layers, so they cannot be given a "
+                "memory: its family needs an adapter in penstock/models/adapters."
+            ) from None
         return recorder.seen
 
     def geometry(self) -> Geometry:

@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from penstock.memory import Alibi
+from penstock.memory import Alibi, Geometry
 
 _SEAT = "_penstock_seat"
 
@@ -33,6 +33,7 @@ class Seat:
     """Where a model's replaced layers find the step of the running forward pass."""
 
     users: int = 0
+    geometry: Geometry | None = None  # as probed and checked by the first attachment
     step: Any = None
     forwards: dict[nn.Module, Any] = field(default_factory=dict)  # replaced layers and their own forward
     alibi: Alibi | None = None  # the bias of all layers, as seen in a pass
@@ -112,8 +113,13 @@ def alibi_of(bias: Tensor, key: int, scale: float = 1.0) -> Alibi:
 
 def adapter_for(hf: nn.Module) -> Any:
     """An installed adapter for the model's family, or None when the family needs none."""
-    config: Any = hf.config
-    name = f"{__name__}.{config.model_type}"
-    if importlib.util.find_spec(name) is None:
+    if not has_adapter(hf):
         return None
-    return importlib.import_module(name).Adapter(hf)
+    config: Any = hf.config
+    return importlib.import_module(f"{__name__}.{config.model_type}").Adapter(hf)
+
+
+def has_adapter(hf: nn.Module) -> bool:
+    """Whether the model's family is attached through an adapter file."""
+    config: Any = hf.config
+    return importlib.util.find_spec(f"{__name__}.{config.model_type}") is not None

@@ -1,0 +1,255 @@
+"""Our memories in the form of a transformers `Cache`, for people who call `model.generate`.
+
+    model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="penstock")    # after `import penstock`
+    cache = StreamCache(model, memory="streaming-llm", budget=4096)
+    model.generate(**inputs, past_key_values=cache)
+
+A cache alone never sees a query, and bounded memories number keys and queries together.  With the attention
+implementation "penstock" (or for a family with an adapter) the cache hands the model the step of a memory, by a hook
+around the model's forward: transformers' own cache calls are not used.  With another implementation only `dense` and
+`window` work, as layers that return keys (plain.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from penstock.core import Budget
+from penstock.errors import CompositionError, UnsupportedModel, UsageError
+from penstock.methods import Method, parse
+from penstock.methods.base import entries_for
+from penstock.models.adapters import has_adapter
+from penstock.models.attach import IMPLEMENTATION, Attached
+from penstock.models.batch import Through
+from penstock.models.plain import WindowLayer, Windows
+from penstock.models.probe import attach
+from penstock.models.support import check_supported
+
+
+class StreamCache(Cache):
+    """A memory as `past_key_values`.
+
+    `memory` and `budget` are those of `penstock.open`.  Rows are those of the batch, with padding on any side; a second
+    call of `generate` or of the model continues the streams.  Raises UnsupportedModel or UsageError where the
+    combination could not be right.
+    """
+
+    def __init__(
+        self, model: nn.Module, memory: str | Method = "streaming-llm", budget: int | str | Budget | None = 1024
+    ) -> None:
+        method = parse(memory)
+        config: Any = model.config
+        attention = config.get_text_config()._attn_implementation
+        self.model, self.method, self.budget = model, method, budget
+        self._reader: Through | Windows | None = None
+        if attention == IMPLEMENTATION or has_adapter(model):
+            super().__init__(layers=[])
+            attached = attach(model)
+            _when_gone(self, attached.detach)
+            entries = _entries(attached, method, budget)
+            self._reader = Through(attached, method, entries)
+        elif method.name == "dense":
+            super().__init__(layer_class_to_replicate=DynamicLayer)
+        elif method.name == "window":
+            if attention not in ("sdpa", "eager"):
+                raise UsageError(f"memory='window' needs masks that {attention} cannot take: use sdpa or 'penstock'.")
+            attached = attach(model, verify=False)
+            attached.detach()
+            entries = _entries(attached, method, budget)
+            assert entries is not None
+            own = (ly.window for ly in attached.geometry.layers)
+            layers = [WindowLayer(entries if window is None else min(entries, window)) for window in own]
+            super().__init__(layers=layers)
+            self._reader = Windows(layers, config.get_text_config(), attached.geometry.dtype)
+        else:
+            raise CompositionError(
+                f"{method.name} numbers keys and queries together, and a transformers cache sees no query: load the "
+                "model with attn_implementation='penstock', or call model.set_attn_implementation('penstock') first; "
+                "without it only memory='dense' and memory='window' work."
+            )
+        if self._reader is not None:
+            _hook(self, model)
+
+    # -- around the model's forward -----------------------------------------------------------------------------
+
+    def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        assert self._reader is not None
+        inputs = kwargs.get("input_ids")
+        inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
+        inputs = args[0] if inputs is None else inputs
+        if kwargs.get("use_cache") is False:
+            raise UsageError("use_cache is off, so the model would be given the whole text again: pass use_cache=True.")
+        given = [name for name in kwargs if "pixel_values" in name or "input_features" in name]
+        if any(kwargs[name] is not None for name in given):
+            raise UnsupportedModel("a penstock cache reads text only so far: leave out images, video and sound.")
+        real = _real_tokens(kwargs.get("attention_mask"), inputs)
+        return args, {**kwargs, **self._reader.begin(real)}
+
+    def _after(self, output: Any) -> Any:
+        assert self._reader is not None
+        if not self._reader.end(failed=output is None) or output is None:
+            return output
+        if isinstance(output, tuple):
+            return (*output[:1], self, *output[1:])
+        output["past_key_values"] = self
+        return output
+
+    # -- what transformers asks of a cache ------------------------------------------------------------------------
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Called by attention layers of models with their own attention."""
+        if isinstance(self._reader, Through):
+            raise UsageError("a penstock cache works around the whole model: call the model itself, not a part of it.")
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of the batch so far, padding included (seen, not stored)."""
+        return self._reader.seen if isinstance(self._reader, Through) else super().get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """(keys that the next queries could read, index of the first)."""
+        if isinstance(self._reader, Through):
+            return self._reader.seen + query_length, 0
+        return super().get_mask_sizes(query_length, layer_idx)
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """-1: a stream has no largest length."""
+        return -1
+
+    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
+        """As get_max_length, under its older name."""
+        return -1
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+    @property
+    def is_initialized(self) -> bool:
+        return self.get_seq_length() > 0
+
+    @property
+    def is_croppable(self) -> bool:
+        """Whether any number of tokens can be taken back."""
+        return self.method.name == "dense"
+
+    @property
+    def batch_size(self) -> int:
+        """Rows, or -1 before the first call."""
+        if isinstance(self._reader, Through):
+            return -1 if self._reader.memory is None else self._reader.memory.num_rows
+        keys = self.layers[0].keys if self.layers else None
+        return -1 if keys is None else int(keys.shape[0])
+
+    max_batch_size = batch_size
+
+    def reset(self) -> None:
+        """New streams begin."""
+        if isinstance(self._reader, Through):
+            self._reader.reset()
+            return
+        if self.layer_class_to_replicate is not None:
+            self.layers.clear()
+        for layer in self.layers:
+            layer.reset()
+        if self._reader is not None:
+            self._reader.reset()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the newest -tokens_to_remove tokens of every row; NotRewindable where they changed what stays."""
+        if isinstance(self._reader, Through):
+            self._reader.crop(-tokens_to_remove)
+        else:
+            super().crop(tokens_to_remove)
+
+    def activate_past_recording(self) -> None:
+        """From now on tokens of the newest call can be taken back exactly with `crop` (speculation).
+
+        The call must be shorter than the memory and than 256 tokens: what passes through within one call is gone.
+        """
+        if isinstance(self._reader, Through):
+            self._reader.recording = True
+
+    def fork(self) -> StreamCache:
+        """A copy that continues on its own, on the same model.  `copy.deepcopy` does the same."""
+        twin = StreamCache(self.model, self.method, self.budget)
+        twin.layers = copy.deepcopy(self.layers)
+        if isinstance(self._reader, Windows):
+            twin._reader = Windows(twin.layers, self._reader.text, self._reader.dtype)
+        if self._reader is not None:
+            self._reader.copy_to(twin._reader)  # type: ignore[arg-type]
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StreamCache:
+        return self.fork()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i becomes a copy of row beam_idx[i]."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order; rows may be repeated."""
+        if self._reader is not None:
+            self._reader.select(indices)
+        if not isinstance(self._reader, Through):
+            for layer in self.layers:
+                layer.batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row `repeats` times."""
+        rows = torch.arange(max(self.batch_size, 0))
+        self.batch_select_indices(rows.repeat_interleave(repeats))
+
+
+def _entries(attached: Attached, method: Method, budget: int | str | Budget | None) -> int | None:
+    parsed = None if budget is None else Budget.parse(budget)
+    entries = entries_for(method, attached.geometry, parsed)
+    check_supported(attached.geometry, method, entries)
+    return entries
+
+
+def _real_tokens(mask: Any, inputs: Tensor) -> Tensor:
+    """[B, T] bool: which of the new tokens are no padding."""
+    batch, count = inputs.shape[:2]
+    if mask is None:
+        return torch.ones(batch, count, dtype=torch.bool, device=inputs.device)
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        raise UsageError("a penstock cache decides which keys are read: give an attention_mask [B, T] of padding.")
+    return mask[:, -count:].bool()
+
+
+def _hook(cache: Any, model: nn.Module) -> None:
+    """Put the cache around the model's forward for as long as it lives."""
+    here: Callable[[], Any] = weakref.ref(cache)
+    running: list[Any] = []  # passes that began, until they end
+
+    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        own = here()
+        if own is None or kwargs.get("past_key_values") is not own:
+            return None
+        running.append(own)
+        return own._before(args, kwargs)
+
+    def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        return running.pop()._after(output) if running else output
+
+    handles = (
+        model.register_forward_pre_hook(before, with_kwargs=True),
+        model.register_forward_hook(after, with_kwargs=True, always_call=True),
+    )
+    for handle in handles:
+        _when_gone(cache, handle.remove)
+
+
+def _when_gone(cache: Any, action: Callable[[], object]) -> None:
+    """Do it when the cache is no longer used."""
+    weakref.finalize(cache, action).atexit = False
