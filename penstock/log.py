@@ -2,6 +2,9 @@
 
 An order, not a store: a count, a rolling hash and a bounded tail in memory.  The full log is an optional file of
 little-endian int32 token ids, from which evicted text can be found again.
+
+What the file cannot take (a full disk) stays in memory and is written with the next tokens: the log itself is never
+behind the session.
 """
 
 from __future__ import annotations
@@ -28,15 +31,12 @@ class TokenLog:
         self._chains: deque[bytes] = deque([b"\0" * 16], maxlen=tail // BLOCK + 1)  # one per block, newest last
         self._block = array("i")  # tokens since the last full block
         self._sink = sink
+        self._sink_start: int | None = None  # tokens of other streams in front of ours; None: not looked yet
+        self._sink_size = 0  # tokens in the file, those in front included
+        self._unwritten = array("i")
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Record tokens that enter the memory."""
-        if self._sink is not None:
-            try:
-                with self._sink.open("ab") as file:
-                    file.write(array("i", tokens).tobytes())
-            except OSError as error:
-                raise OutputError(f"the log {self._sink} cannot be written ({error.strerror}): free space.") from None
+        """Record tokens that enter the memory; raises OutputError when the file cannot be written."""
         self.count += len(tokens)
         self.tail.extend(tokens)
         for token in tokens:
@@ -44,6 +44,22 @@ class TokenLog:
             if len(self._block) == BLOCK:
                 self._chains.append(self._folded())
                 self._block = array("i")
+        if self._sink is not None:
+            self._unwritten.extend(tokens)
+            self._write(self._sink)
+
+    def _write(self, sink: Path) -> None:
+        try:
+            with sink.open("ab") as file:
+                if self._sink_start is None:
+                    self._sink_start = self._sink_size = file.tell() // 4
+                if file.tell() > self._sink_size * 4:
+                    file.truncate(self._sink_size * 4)  # what a failed write has left
+                file.write(self._unwritten.tobytes())
+        except OSError as error:
+            raise OutputError(f"the log {sink} cannot be written ({error.strerror}): free space.") from None
+        self._sink_size += len(self._unwritten)
+        self._unwritten = array("i")
 
     def _folded(self) -> bytes:
         return hashlib.blake2b(self._chains[-1] + self._block.tobytes(), digest_size=16).digest()
@@ -55,16 +71,15 @@ class TokenLog:
 
     @property
     def rewindable(self) -> int:
-        """How many of the newest tokens can be taken back."""
-        return len(self._block) + (len(self._chains) - 1) * BLOCK
+        """How many of the newest tokens can be taken back: whole blocks of the tail, and the unfinished one."""
+        blocks = min(len(self._chains) - 1, (len(self.tail) - len(self._block)) // BLOCK)
+        return min(len(self.tail), len(self._block)) + max(0, blocks) * BLOCK
 
     def truncate(self, count: int) -> None:
         """Forget the newest tokens, as if they had never been recorded; within the tail."""
         gone = self.count - count
-        if not 0 <= gone <= min(self.rewindable, len(self.tail)):
-            raise NotRewindable(
-                f"the log keeps {min(self.rewindable, len(self.tail))} tokens and cannot take back {gone}."
-            )
+        if not 0 <= gone <= self.rewindable:
+            raise NotRewindable(f"the log can take back {self.rewindable} tokens, not {gone}: resume a snapshot.")
         while gone > len(self._block):
             self._chains.pop()
             first = self.count - len(self._block) - BLOCK
@@ -73,20 +88,29 @@ class TokenLog:
         for _ in range(gone):
             self.tail.pop()
         self.count = count
-        self._cut_sink()
+        self._cut_sink(gone)
 
     def clear(self) -> None:
         """Begin again: a new stream."""
+        self._cut_sink(self.count)
         self.count = 0
         self.tail.clear()
         self._chains = deque([b"\0" * 16], maxlen=self._chains.maxlen)
         self._block = array("i")
-        self._cut_sink()
 
-    def _cut_sink(self) -> None:
-        if self._sink is not None and self._sink.exists():
+    def _cut_sink(self, gone: int) -> None:
+        """Take the newest `gone` tokens out of the file; one that was begun later may not hold them all."""
+        waiting = min(gone, len(self._unwritten))
+        del self._unwritten[len(self._unwritten) - waiting :]
+        if self._sink is None or self._sink_start is None or gone == waiting:
+            return
+        size = max(self._sink_start, self._sink_size - (gone - waiting))
+        try:
             with self._sink.open("r+b") as file:
-                file.truncate(self.count * 4)
+                file.truncate(size * 4)
+        except OSError as error:
+            raise OutputError(f"the log {self._sink} cannot be cut ({error.strerror}): check the file.") from None
+        self._sink_size = size
 
     def slice(self, start: int, stop: int) -> list[int]:
         """Tokens [start, stop) by index in the stream, as far as the tail still has them."""

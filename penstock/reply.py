@@ -1,8 +1,9 @@
 """One reply: ask, decode, deliver text, and leave in the memory exactly what was delivered.
 
 A sampled token is let in when the next one is needed.  Its text may be held (an unfinished character, the possible
-beginning of a stop string); a mark is open while anything is held, so that an interruption or a stop string takes back
-what nobody read.  A token stays if any part of its text was delivered.
+beginning of a stop string) or empty; a mark is open while the newest tokens have delivered nothing, so that an
+interruption or a stop string takes back what nobody read.  A token stays if any part of its text was delivered, or of
+the text behind it.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from penstock.core import Phase
-from penstock.errors import InputError
+from penstock.errors import InputError, UsageError
 from penstock.models.sampling import Sampler, Sampling
 from penstock.models.text import StopStrings, TextDecoder
 
 if TYPE_CHECKING:
     from penstock.session import Session
 
+_ROOM = 64  # tokens let in without delivering text, before the reply is ended
+
 
 def reply(session: Session, question: str | None, raw: bool, sampling: Sampling) -> Iterator[str]:
     """Pieces of the answer as they become final."""
+    if session._replying:  # the first reply was made earlier, but neither had begun
+        raise UsageError("this session is already replying: read or close the first reply, or ask on a fork.")
     turn = _Turn(session, sampling)
     session._replying = True
     try:
@@ -28,8 +33,10 @@ def reply(session: Session, question: str | None, raw: bool, sampling: Sampling)
         _ask(session, question, raw)
         yield from turn.run()
     finally:
-        turn.settle()
-        session._replying = False
+        try:
+            turn.settle()
+        finally:
+            session._replying = False
 
 
 def _ask(session: Session, question: str | None, raw: bool) -> None:
@@ -44,6 +51,8 @@ def _ask(session: Session, question: str | None, raw: bool) -> None:
     let_in(encoder.flush())
     if question is not None and turns is not None:
         before = turns.between if session._in_answer else turns.opening
+        if session._turns_from is None:
+            session._turns_from = session.tokens
         let_in(tokenizer(before, add_special_tokens=False)["input_ids"])
         let_in(encoder.feed(question) + encoder.flush())
         let_in(tokenizer(turns.asking, add_special_tokens=False)["input_ids"])
@@ -77,10 +86,21 @@ class _Turn:
         self.start = -1  # stream length when the answer began; -1 before
         self.tokens: list[int] = []
         self.begins: list[int] = []  # characters of the answer before each token's text
-        self.fed = 0
+        self.keep = 0  # how many of the tokens have delivered text
         self.decoded = 0  # characters
         self.delivered = 0  # characters
         self.mark: Any = None
+
+    @property
+    def fed(self) -> int:
+        """How many of the answer's tokens were let in."""
+        return self.session.tokens - self.start
+
+    def _deliver(self, piece: str) -> str:
+        self.delivered += len(piece)
+        while self.keep < len(self.begins) and self.begins[self.keep] < self.delivered:
+            self.keep += 1
+        return piece
 
     def run(self) -> Iterator[str]:
         session = self.session
@@ -98,40 +118,42 @@ class _Turn:
             self.decoded += len(text)
             piece, stopped = self.stops.push(text)
             if piece:
-                self.delivered += len(piece)
-                yield piece
-            if stopped or len(self.tokens) == self.sampling.max_new:
+                yield self._deliver(piece)
+            if stopped or len(self.tokens) == self.sampling.max_new or not self._guard():
                 break
-            self._guard()
             logits = session.decode(token)
-            self.fed += 1
         if not stopped:
             text = self.decoder.flush()
             self.decoded += len(text)
             piece, stopped = self.stops.push(text)
             piece += "" if stopped else self.stops.flush()
             if piece:
-                self.delivered += len(piece)
-                yield piece
+                yield self._deliver(piece)
 
-    def _guard(self) -> None:
-        """Before a token is let in: hold a mark while text is held back, let it go when none is."""
-        held = self.stops.pending or self.decoder.pending
-        if held and self.mark is None:
-            longest = max((len(s) for s in self.sampling.stop), default=0)
-            self.mark = self.session.mark(max_new=64 + longest)
-        elif not held and self.mark is not None:
+    def _guard(self) -> bool:
+        """Before a token is let in: hold a mark while the newest have delivered nothing; False when it is full."""
+        if self.keep == len(self.tokens):
+            self._unmark()
+        elif self.mark is None:
+            self.mark = self.session.mark(max_new=self.room)
+        return len(self.tokens) - self.keep <= self.room
+
+    def _unmark(self) -> None:
+        if self.mark is not None and any(m is self.mark for m in self.session._marks):
             self.session.commit(self.mark)
-            self.mark = None
+        self.mark = None
+
+    @property
+    def room(self) -> int:
+        """Tokens that may wait for text: bytes of a character, a possible stop string."""
+        return _ROOM + max((len(stop) for stop in self.sampling.stop), default=0)
 
     def settle(self) -> None:
         """Make the memory hold the delivered tokens, no more and no fewer."""
-        if self.start < 0:
+        if self.start < 0 or self.session._memory.rows[0].is_broken:
             return
-        keep = sum(begin < self.delivered for begin in self.begins)
-        if keep < self.fed:
-            self.session.truncate(self.start + keep)
-        for token in self.tokens[self.fed : keep]:
+        if self.keep < self.fed:
+            self.session.take_back(self.start + self.keep)
+        for token in self.tokens[self.fed : self.keep]:
             self.session.decode(token)
-        if self.mark is not None and any(m is self.mark for m in self.session._marks):
-            self.session.commit(self.mark)
+        self._unmark()

@@ -114,6 +114,7 @@ class Session:
         self.encoder = self._new_encoder()
         self._turns: Turns | bool | None = False  # False: not looked at yet
         self._in_answer = False  # an answer was given and its turn is still open
+        self._turns_from: int | None = None  # length of the stream before its first turn
         self._logits: Tensor | None = None  # [V] after the newest token
         self._marks: list[Mark] = []
         self._on_evict: list[Callable[[Evicted], None]] = []
@@ -128,11 +129,13 @@ class Session:
 
     def feed(self, data: str | bytes | Chunk) -> int:
         """Read more of the stream; returns how many tokens entered the memory (a tail may be held back)."""
+        self._check_idle()
         payload = data.payload if isinstance(data, Chunk) else data
         return self.ingest(self._text().feed(payload))
 
     def flush(self) -> int:
         """Let in what is held back, as the end of a piece of text; returns how many tokens entered."""
+        self._check_idle()
         return self.ingest(self._text().flush()) if self.encoder is not None else 0
 
     def _text(self) -> TextEncoder:
@@ -142,11 +145,18 @@ class Session:
 
     def ingest(self, tokens: Sequence[int], phase: Phase = Phase.INGEST) -> int:
         """Read token ids; returns their number."""
+        if phase is Phase.INGEST:
+            self._check_idle()
         self._check_tokens(tokens)
         for start in range(0, len(tokens), self.chunk):
             part = list(tokens[start : start + self.chunk])
             self._step(part, phase)
         return len(tokens)
+
+    def _check_idle(self) -> None:
+        """While a reply is open, the newest tokens are not settled: nothing may be put behind them or taken away."""
+        if self._replying:
+            raise UsageError("this session is replying: read the reply to its end or close it first, or use a fork.")
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         size = self.model.attached.vocabulary
@@ -163,10 +173,10 @@ class Session:
         assert logits is not None
         newest = logits[-1]
         losses = self._losses(logits, tokens) if self.measure else []
-        self.log.append(tokens)
+        self._logits = newest
         self.meter.step(at, len(tokens), time.perf_counter() - began, self._memory.nbytes)
         self.meter.losses(at + len(tokens) - len(losses), losses)
-        self._logits = newest
+        self.log.append(tokens)  # last: its file may be on a full disk, and the session must be whole then
         if self._on_evict:
             gone = self._memory.evicted(at, self.tokens)
             if gone:
@@ -207,8 +217,7 @@ class Session:
         its end is interrupted: the memory keeps exactly the tokens of which some text was delivered.
         """
         sampling = Sampling(max_new, temperature, top_k, top_p, tuple(stop), seed)
-        if self._replying:
-            raise UsageError("this session is already replying: read or close the first reply, or ask on a fork.")
+        self._check_idle()
         return reply(self if remember else self.fork(), question, raw, sampling)
 
     @property
@@ -229,57 +238,89 @@ class Session:
         """Open a mark; until it is committed, at most `max_new` evicted entries per layer are held for it."""
         length = self._memory.mark(0, max_new)
         encoder = self.encoder.state_dict() if self.encoder is not None else None
-        state = {"encoder": encoder, "logits": self._logits, "in_answer": self._in_answer}
+        state = {"encoder": encoder, "logits": self._logits, "turn": (self._in_answer, self._turns_from)}
         self._marks.append(Mark(length, state))
         return self._marks[-1]
 
     def rollback(self, mark: Mark) -> None:
         """Return exactly to an open mark; it stays open."""
-        if not any(m is mark for m in self._marks):
-            raise NotRewindable("this mark is closed: marks close when they are committed or truncated away.")
+        self._check_idle()
+        index = self._index_of(mark)
+        self._return_to(mark)
+        del self._marks[index + 1 :]
+
+    def commit(self, mark: Mark) -> None:
+        """Close a mark: what happened since stays."""
+        index = self._index_of(mark)
+        if all(m.length != mark.length for m in self._marks[:index]):  # else the memory needs its mark for those
+            self._memory.commit(mark.length)
+        del self._marks[index:]
+
+    def _index_of(self, mark: Mark) -> int:
+        for index, known in enumerate(self._marks):
+            if known is mark:
+                return index
+        raise NotRewindable("this mark is closed: marks close when they are committed or truncated away.")
+
+    def _return_to(self, mark: Mark) -> None:
         self._memory.rollback(mark.length)
         self.log.truncate(mark.length)
         if self.encoder is not None:
             self.encoder.load_state_dict(mark.state["encoder"])
-        self._logits, self._in_answer = mark.state["logits"], mark.state["in_answer"]
-        del self._marks[next(i for i, m in enumerate(self._marks) if m is mark) + 1 :]
-
-    def commit(self, mark: Mark) -> None:
-        """Close a mark: what happened since stays."""
-        if not any(m is mark for m in self._marks):
-            raise NotRewindable("this mark is closed: marks close when they are committed or truncated away.")
-        self._memory.commit(mark.length)
-        del self._marks[next(i for i, m in enumerate(self._marks) if m is mark) :]
+        self._logits = mark.state["logits"]
+        self._in_answer, self._turns_from = mark.state["turn"]
 
     def truncate(self, length: int) -> None:
         """Forget the newest tokens so that `length` remain; exact, or NotRewindable.  Held-back text is dropped."""
-        if length == self.tokens:
-            return
-        if not 0 <= length < self.tokens:
+        self._check_idle()
+        self.take_back(length)
+
+    def take_back(self, length: int) -> None:
+        """`truncate`, for the reply that is open."""
+        if not 0 <= length <= self.tokens:
             raise NotRewindable(f"cannot truncate a stream of {self.tokens} tokens to {length}.")
-        if length == 0:
-            self.reset()
-            return
+        mark = next((m for m in self._marks if m.length == length), None)
+        if mark is not None and length < self.tokens:
+            self._return_to(mark)
+            self._marks = [m for m in self._marks if m.length <= length]
+        elif length == 0 < self.tokens:
+            self._clear()
+        elif length < self.tokens:
+            self._cut(length)
+        self._drop_held()
+
+    def _cut(self, length: int) -> None:
+        """Truncate where no mark is: the last token that stays is read again, for its logits."""
         last = self.log.slice(length - 1, length)
         if not last or self.tokens - length + 1 > self.log.rewindable:
             raise NotRewindable(f"the log keeps too few tokens to return to {length}: resume a snapshot instead.")
         self._memory.truncate(length - 1)
         self.log.truncate(length - 1)
         self._marks = [m for m in self._marks if m.length < length]
-        self._drop_held()
+        if self._turns_from is not None and length <= self._turns_from:
+            self._in_answer, self._turns_from = False, None
         measure, self.measure, self._logits = self.measure, False, None
-        self._step(last, Phase.ANSWER)  # its logits are needed to go on from here
-        self.measure = measure
+        try:
+            self._step(last, Phase.ANSWER)
+        finally:
+            self.measure = measure
 
     def _drop_held(self) -> None:
         if self.encoder is not None:
-            self.encoder.load_state_dict({**self.encoder.state_dict(), "text": "", "bytes": ""})
+            has_text = self.tokens > len(self.encoder.prefix_ids)
+            state = self.encoder.state_dict()
+            self.encoder.load_state_dict({**state, "text": "", "bytes": "", "has_text": state["has_text"] and has_text})
 
     def reset(self) -> None:
         """Begin a new stream."""
+        self._check_idle()
+        self._clear()
+
+    def _clear(self) -> None:
         self._memory.reset(0)
         self.log.clear()
-        self._logits, self._in_answer, self._marks = None, False, []
+        self._logits, self._marks = None, []
+        self._in_answer, self._turns_from = False, None
         self.encoder = self._new_encoder()
 
     def _new_encoder(self) -> TextEncoder | None:
@@ -288,13 +329,14 @@ class Session:
     def fork(self) -> Session:
         """A second session with the same past; from here on neither affects the other."""
         other = Session(
-            self.model, self.method, self.budget, chunk=self.chunk, path=self.runner.path, measure=self.measure
-        )
+            self.model, self.method, self.budget, chunk=self.chunk, path=self.runner.path, measure=self.measure,
+            special=self._special,
+        )  # fmt: skip
         self._memory.copy_row(0, other._memory, 0)
         other.log = self.log.copy()
         other.encoder = self.encoder.copy() if self.encoder is not None else None
         other._logits = None if self._logits is None else self._logits.clone()
-        other._in_answer, other._turns = self._in_answer, self._turns
+        other._in_answer, other._turns_from, other._turns = self._in_answer, self._turns_from, self._turns
         other.runner._active = self.runner._active
         return other
 
@@ -304,6 +346,7 @@ class Session:
         """Write the session to one file (snapshot.py).  Held-back text is kept as it is, not let in."""
         from penstock.snapshot import save
 
+        self._check_idle()
         save(self, Path(path))
 
     # -- report -------------------------------------------------------------------------------------------------

@@ -44,19 +44,26 @@ def _checksum(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 def save(session: Session, path: Path) -> None:
     """Write `session` to `path`; raises OutputError and leaves an existing file as it was if that fails."""
+    path = _absolute(path)
     length = session.tokens
     tensors = {f"memory.{name}": t.contiguous() for name, t in session._memory.save_row(0).items()}
     if session.logits is not None:
         tensors["logits"] = session.logits.detach().cpu().contiguous()
     body = {
         "format": FORMAT,
-        "model": {"name": session.model.name, "fingerprint": session.model.fingerprint},
+        "model": {
+            "name": session.model.name,
+            "fingerprint": session.model.fingerprint,
+            "dtype": str(session.model.attached.geometry.dtype).removeprefix("torch."),
+        },
         "memory": str(session.method),
         "budget": session.budget,
         "chunk": session.chunk,
         "path": session.runner.now,
         "length": length,
+        "special": session._special,
         "in_answer": session._in_answer,
+        "turns_from": session._turns_from,
         "log": session.log.state_dict(),
         "encoder": session.encoder.state_dict() if session.encoder is not None else None,
     }
@@ -84,11 +91,22 @@ def save(session: Session, path: Path) -> None:
             beside.unlink()
 
 
+def _absolute(path: Path) -> Path:
+    """Where to write; a folder, a device or a place in no folder is refused before anything is done."""
+    path = Path(os.path.abspath(path))
+    if path.exists() and not path.is_file():
+        raise OutputError(f"the snapshot cannot be written to {path}, which is not a file: give a file name.")
+    if not path.parent.is_dir():
+        raise OutputError(f"the snapshot cannot be written to {path}, there is no folder {path.parent}: make it first.")
+    return path
+
+
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(body, tensors) of a snapshot, checked; raises InputError or SnapshotError."""
     if not path.is_file():
         raise InputError(f"there is no snapshot {path}: check the path.")
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -107,6 +125,15 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return body, tensors
 
 
+def _check_header(path: Path) -> None:
+    """The header that we write is JSON without line ends or tabs; those would be read past, and hide an alteration."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(min(size, 1 << 26))
+    if any(byte < 0x20 for byte in header):
+        raise ValueError("control characters in its header")
+
+
 def resume(
     path: str | Path, model: str | Path | nn.Module | Model | None = None, *, memory: str | None = None,
     budget: Budget | int | str | None = None, tokenizer: Any = None, dtype: str | torch.dtype | None = None,
@@ -121,10 +148,16 @@ def resume(
     body, tensors = read(path)
     if model is None:
         model = None if body["model"]["name"] == "tiny" else body["model"]["name"]
-    loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device)
-    if loaded.fingerprint != body["model"]["fingerprint"]:
+    saved = body["model"]
+    loaded = load(model, tokenizer=tokenizer, dtype=saved["dtype"] if dtype is None else dtype, device=device)
+    if loaded.fingerprint != saved["fingerprint"]:
+        precision = str(loaded.attached.geometry.dtype).removeprefix("torch.")
+        if precision != saved["dtype"]:
+            raise SnapshotError(f"{path} was saved in {saved['dtype']}, not {precision}: leave the dtype out.")
+        if loaded.name != saved["name"]:
+            raise SnapshotError(f"{path} was saved with the model {saved['name']}, not {loaded.name}: open that one.")
         raise SnapshotError(
-            f"{path} was saved with the model {body['model']['name']}, not {loaded.name}: open that one."
+            f"{path} was saved with other weights of {saved['name']}: open the model it was saved with."
         )
     method = parse(body["memory"])
     if memory is not None and parse(memory) != method:
@@ -136,6 +169,7 @@ def resume(
                 f"{path} was saved with a budget of {body['budget']}, not {entries}: leave --budget out."
             )
     options.setdefault("chunk", body["chunk"])
+    options.setdefault("special", body["special"])
     session = Session(loaded, method, body["budget"], path=run_path, **options)
     try:
         held = {name.removeprefix("memory."): t for name, t in tensors.items() if name.startswith("memory.")}
@@ -145,7 +179,7 @@ def resume(
             session.encoder.load_state_dict(body["encoder"])
         if "logits" in tensors:
             session._logits = tensors["logits"].to(loaded.attached.device)
-        session._in_answer = bool(body["in_answer"])
+        session._in_answer, session._turns_from = bool(body["in_answer"]), body["turns_from"]
     except (CompositionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise SnapshotError(f"{path} does not fit this model and memory ({error}): use an older one.") from None
     except PenstockError:
