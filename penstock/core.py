@@ -6,9 +6,11 @@ memory.  Nothing here knows about models.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -39,7 +41,8 @@ class Chunk:
     index: int = 0  # (source)
 
 
-class Span(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Span:
     """`count` new tokens of one row in a packed step; their order in the step is the order of the spans."""
 
     row: int
@@ -72,6 +75,11 @@ class Budget:
     bytes: int | None = None
     seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        given = [value for value in (self.entries, self.bytes, self.seconds) if value is not None]
+        if len(given) != 1 or given[0] <= 0:
+            raise BudgetError("a budget is a positive number of entries, of bytes or of seconds: give exactly one.")
+
     @classmethod
     def parse(cls, text: int | str | Budget) -> Budget:
         """Read `4096`, `64MiB` or `30s`; raise BudgetError with the accepted forms."""
@@ -82,18 +90,20 @@ class Budget:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
         if match:
             number, unit = float(match[1]), match[2].upper()
-            if not unit and number == int(number) and number > 0:
+            if not unit and number.is_integer() and number > 0:
                 return cls(entries=int(number))
-            if unit in _UNITS and number > 0:
+            if unit in _UNITS and 1 <= number * _UNITS[unit] < math.inf:
                 return cls(bytes=int(number * _UNITS[unit]))
-            if unit == "S" and number > 0:
+            if unit == "S" and 0 < number < math.inf:
                 return cls(seconds=number)
         raise BudgetError(f"cannot read the budget {text!r}: give entries (4096), bytes (64MiB) or seconds (30s).")
 
     def __str__(self) -> str:
         if self.entries is not None:
             return str(self.entries)
-        return f"{self.bytes}B" if self.bytes is not None else f"{self.seconds:g}s"
+        if self.bytes is not None:
+            return f"{self.bytes}B"
+        return format(Decimal(repr(self.seconds)), "f") + "s"  # never an exponent: `parse` reads it back
 
 
 class Clock(Protocol):
