@@ -24,7 +24,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     passages: int = 0
-    context: int = 64
+    context: int = 128
     has_lookup: bool = False
     seconds: float = 0.0
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from penstock.worlds.circuit import prepare_copying
 from penstock.worlds.tokenizer import BOS_ID, EOS_ID, VOCABULARY
 
 
@@ -201,6 +202,17 @@ class Net(nn.Module):
             if weight.dim() == 2:
                 std = 0.02 * (shrink if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
                 nn.init.normal_(weight, std=std, generator=generator)
+        if config.num_hidden_layers > 1:
+            layers = [module for module in self.modules() if isinstance(module, Attention)]
+            prepare_copying(
+                self.model.embed_tokens,
+                layers[0],
+                layers[1],
+                config.num_attention_heads,
+                config.num_key_value_heads,
+                config.rope_theta,
+                generator,
+            )
 
     def forward(self, tokens: Tensor, view: FarView | None = None) -> Tensor:
         """Logits [B, T, V] of tokens [B, T]; `view` None is plain causal attention."""
