@@ -83,8 +83,8 @@ def compare(setup: Setup, ways: list[str], tokens: int) -> dict[str, Any]:
         done = begin + len(block)
         print(f"\r  {done}/{tokens} tokens, {time.monotonic() - start:.0f} s", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    differences = {way: {"largest_difference": value, "at": at} for way, (value, at) in worst.items()}
-    return found | {"largest_logit": largest, "ways": differences, "skipped": skipped}
+    found_ways = {way: {"largest_difference": value, "at": at} for way, (value, at) in worst.items()}
+    return found | {"largest_logit": largest, "ways": found_ways, "skipped": skipped}
 
 
 def main() -> None:

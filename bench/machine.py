@@ -21,14 +21,15 @@ def record() -> dict[str, Any]:
     """Processor, caches, memory, system and package versions."""
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     model = re.search(r"model name\s*:\s*(.+)", text)
-    flags = set((re.search(r"flags\s*:\s*(.+)", text) or [None, ""])[1].split())
+    flags = re.search(r"flags\s*:\s*(.+)", text)
+    instructions = set(flags.group(1).split()) if flags else set()
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
         "processor": model.group(1) if model else platform.processor(),
-        "instructions": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
+        "instructions": sorted(instructions & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
         "cores": os.cpu_count(),
         "l3_bytes": _l3_bytes(),
         "memory_bytes": psutil.virtual_memory().total,

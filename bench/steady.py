@@ -206,14 +206,13 @@ def main(argv: list[str] | None = None) -> None:
     plan = Plan(rounds=3, least=1, visit_seconds=0.1, share_seconds=2.0) if arguments.quick else Plan(arguments.rounds)
     with machine.quiet():
         busy = machine.busy_percent()
-        arguments.bandwidth = measure_bandwidth(arguments.threads)
-        models = [
-            Cell(SHAPES[shape], dtype, arguments, plan).run()
-            for shape in arguments.shapes
-            for dtype in arguments.dtypes
-        ]
+        bandwidths, models = [measure_bandwidth(arguments.threads)], []
+        for shape, dtype in itertools.product(arguments.shapes, arguments.dtypes):
+            models.append(Cell(SHAPES[shape], dtype, arguments, plan).run())
+            bandwidths.append(measure_bandwidth(arguments.threads))
         exactness = None if arguments.no_accuracy else accuracy(arguments)
-        after = measure_bandwidth(arguments.threads)
+    bandwidth = best_bandwidth(bandwidths)
+    add_limits(models, bandwidth["bytes_per_second"])
     document = {
         "benchmark": "steady",
         "question": __doc__.splitlines()[0],

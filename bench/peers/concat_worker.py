@@ -61,6 +61,7 @@ def concat_attention(
     cos, sin = self.rank_tables
     q_cos, q_sin = cos[position_ids].unsqueeze(1), sin[position_ids].unsqueeze(1)  # [1, 1, T, D]
     query = query * q_cos + rotate_half(query) * q_sin
+    assert past_key_values is not None
     key, value = past_key_values.update(key, value, self.layer_idx)  # torch.cat, keys not rotated
     ranks = torch.arange(key.shape[2]).unsqueeze(0)
     k_cos, k_sin = cos[ranks].unsqueeze(1), sin[ranks].unsqueeze(1)
