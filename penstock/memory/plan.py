@@ -56,7 +56,9 @@ class DecodePlan:
 
     first_row: int
     rows: int
-    slots: Tensor  # [rows] int64, where each new entry goes
+    where: tuple[
+        Tensor, Tensor, Tensor
+    ]  # (0 keys / 1 values, row, slot), each [rows * (S + 2)]: the moved sinks, the new key, the new value
     angles: Angles | None  # [rows, 1, 1, R/2]
     sink_angles: Angles | None  # [rows, 1, S, R/2]: sinks moved to the distance that the policy gives them
     mask: Tensor  # [rows, 1 or Hq, 1, S + W], additive
@@ -182,7 +184,14 @@ class Planner:
             if self.sinks:
                 cos, sin = self.encoding.angles(sinks, self.device)
                 sink_angles = Angles(cos[:, None], sin[:, None])
-        return DecodePlan(first, len(spans), slots.to(self.device), angles, sink_angles, mask)
+        moved = self.sinks if isinstance(self.encoding, Rotary) else 0
+        which = torch.tensor([0] * (moved + 1) + [1]).repeat(len(spans))
+        row = torch.arange(first, first + len(spans)).repeat_interleave(moved + 2)
+        slot = torch.cat(
+            [torch.arange(moved).expand(len(spans), moved), slots[:, None], slots[:, None]], dim=1
+        ).flatten()
+        where = (which.to(self.device), row.to(self.device), slot.to(self.device))
+        return DecodePlan(first, len(spans), where, angles, sink_angles, mask)
 
     def _slot_positions(self, end: int, size: int) -> Tensor:
         """[W] position of the entry in each slot when the stream has `end` tokens (0 where a slot is empty)."""

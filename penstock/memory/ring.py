@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from penstock.core import Span
-from penstock.memory.attend import Partial, learned_sink, merge, partial
+from penstock.memory.attend import Partial, learned_sink, merge, partial, partial_loops
 from penstock.memory.cascade import Cascade
 from penstock.memory.layout import Layer
 from penstock.memory.plan import DecodePlan, Plan, Planner, SpanPlan, WindowPlan, slot_of
@@ -106,18 +106,15 @@ class RingGroup:
         query, key, value = query.transpose(0, 2), key.transpose(0, 2), value.transpose(0, 2)  # [rows, H, 1, D]
         ring = self.rings[0][index]
         rows = slice(plan.first_row, plan.first_row + plan.rows)
+        fresh = []
         if self.rotary is not None:
             assert plan.angles is not None
             query, key = self.rotary.rotate(query, plan.angles), self.rotary.rotate(key, plan.angles)
             if plan.sink_angles is not None:
-                raw = self.raw_sinks[index][rows]
-                ring[0, rows, :, : self.sinks] = self.rotary.rotate(raw, plan.sink_angles)
-        both = torch.stack((key, value))  # [2, rows, Hkv, 1, D]
-        if plan.rows == 1:
-            ring[:, rows].index_copy_(3, plan.slots, both)
-        else:
-            where = torch.arange(plan.first_row, plan.first_row + plan.rows, device=self.device)
-            ring.transpose(2, 3)[:, where, plan.slots] = both[:, :, :, 0]
+                fresh.append(self.rotary.rotate(self.raw_sinks[index][rows], plan.sink_angles))
+        entries = torch.cat([*fresh, key, value], dim=2).transpose(1, 2).flatten(0, 1)  # [rows * (S + 2), Hkv, D]
+        which, row, slot = plan.where
+        ring[which, row, :, slot] = entries
         return _read_one(query, ring[0, rows], ring[1, rows], scale, plan.mask, softcap)
 
     def _ingest(
@@ -205,5 +202,6 @@ def _read_one(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Ten
     grouped = query.reshape(rows, kv_heads, group, width)
     if mask.shape[1] == heads and heads != kv_heads:
         mask = mask.reshape(rows, kv_heads, group, mask.shape[-1])
-    part = partial(grouped, key, value, scale=scale, mask=mask, softcap=softcap)
+    read = partial_loops if torch.compiler.is_compiling() and key.device.type == "cpu" else partial
+    part = read(grouped, key, value, scale=scale, mask=mask, softcap=softcap)
     return Partial(part.out.reshape(rows, heads, 1, -1), part.lse.reshape(rows, heads, 1))
