@@ -229,15 +229,16 @@ def _real_tokens(mask: Any, inputs: Tensor) -> Tensor:
 
 def _hook(cache: Any, model: nn.Module) -> None:
     """Put the cache around the model's forward for as long as it lives."""
-    here: Callable[[], Any] = weakref.ref(cache)
+    here = weakref.ref(cache)
     running: list[Any] = []  # passes that began, until they end
 
     def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        own = here()
-        if own is None or kwargs.get("past_key_values") is not own:
+        given: Any = kwargs.get("past_key_values")
+        ours = given is not None and id(given) == id(here())
+        if not ours:
             return None
-        running.append(own)
-        return own._before(args, kwargs)
+        running.append(given)
+        return given._before(args, kwargs)
 
     def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         return running.pop()._after(output) if running else output

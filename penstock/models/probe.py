@@ -133,7 +133,9 @@ class _Probe:
         hf = self.attached.hf
         still = self._record([0] * len(PROBE_POSITIONS))
         if not still:
-            raise UnsupportedModel(f"{self.name} never called the attention interface: it has no layers to serve.")
+            raise UnsupportedModel(
+                f"{self.name} never called the attention interface: it keeps a recurrent state, not keys and values."
+            )
         moved = self._record(PROBE_POSITIONS)
         encodings, windows = Encodings(hf), self._windows()
         found: dict[int, Any] = {index: self._encoding(index, encodings, still, moved) for index in sorted(still)}
@@ -221,5 +223,6 @@ def compare_with_native(attached: Attached, length: int = 24) -> tuple[float, fl
         theirs = hf(input_ids=tokens[None], use_cache=False)
     expected = (theirs.logits if hasattr(theirs, "logits") else theirs.last_hidden_state)[0].float()
     difference = float((torch.cat(ours).float() - expected).abs().max())
-    loose = 1e-3 if geometry.dtype == torch.float32 else 0.15
+    exact = 1e-3 if attached.adapter is None else attached.adapter.tolerance
+    loose = exact if geometry.dtype == torch.float32 else 0.15
     return difference, loose * float(expected.abs().max())

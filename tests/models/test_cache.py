@@ -267,18 +267,15 @@ def test_crop_is_exact_or_refused() -> None:
 
 @pytest.mark.parametrize("memory", ["dense", "streaming-llm"])
 def test_speculation(memory: str) -> None:
-    """Guesses taken from the prompt and rejected leave no trace, not even in a full bounded memory.
+    """Guesses taken from the prompt and rejected leave no trace, also when the memory is full and evicts.
 
-    The prompt is read first: `generate` would read it together with the first guesses, and what passes through a small
-    memory within one call cannot be brought back.
+    The prompt fits: `generate` reads it together with the first guesses, and what passes through a small memory within
+    one call cannot be brought back.
     """
     model = model_with("llama")
-    text = prompt(12).repeat(1, 4)
-    expected = model.generate(text, past_key_values=StreamCache(model, memory, 16), **GREEDY)
-    cache = StreamCache(model, memory, 16)
-    with torch.no_grad():
-        model(text[:, :-1], past_key_values=cache)
-    cache.activate_past_recording()
+    text = prompt(8).repeat(1, 3)
+    expected = model.generate(text, past_key_values=StreamCache(model, memory, 32), **GREEDY)
+    cache = StreamCache(model, memory, 32)
     out = model.generate(text, past_key_values=cache, prompt_lookup_num_tokens=3, **GREEDY)
     assert torch.equal(out, expected)
 

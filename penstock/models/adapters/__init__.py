@@ -6,6 +6,7 @@ These are the only places where an attention forward is replaced.  An adapter mo
     suspended()       context manager: attention layers are the model's own again
     remove()          undo the replacement
     encoding(layer)   the layer's encoding when probing cannot see it (ALiBi), else None
+    tolerance         how far the model's own logits may be off in the self-check
 
 Several adapters may sit on one model: they share a seat, and the replacement goes when the last one is removed.
 Without a step in the seat the model is itself.
@@ -46,6 +47,7 @@ class Replacement:
     """
 
     layer_class: type[nn.Module]
+    tolerance = 1e-3  # of the self-check in float32, as a share of the largest logit
 
     def __init__(self, hf: nn.Module) -> None:
         self.hf = hf
