@@ -1,0 +1,43 @@
+# Everything runs in .venv, made from Python >= 3.11 and a package index.
+PYTHON ?= $(shell command -v python3.13 >/dev/null 2>&1 && python3.13 -c 0 2>/dev/null && echo python3.13 || \
+	(command -v python3.12 >/dev/null 2>&1 && python3.12 -c 0 2>/dev/null && echo python3.12) || \
+	(command -v python3.11 >/dev/null 2>&1 && python3.11 -c 0 2>/dev/null && echo python3.11) || echo python3)
+BIN := .venv/bin
+
+.PHONY: run test lint bench docs install clean
+.DEFAULT_GOAL := run
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		(echo "penstock needs Python 3.11 or newer: run make PYTHON=/path/to/python3.11" && exit 1)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plot]'
+	@touch $@
+
+run: install  ## the tiny model reads the standard library: a live dashboard, a table, a plot
+	$(BIN)/penstock run
+
+test: install  ## lint, types, laws and tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2
+
+lint: install  ## what make test checks before the tests, and the generated documents
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m docs.generate --check
+
+docs: install  ## rewrite the generated documents
+	$(BIN)/python -m docs.generate
+
+bench: install  ## the figures in docs/benchmarks, about an hour on two idle cores
+	$(BIN)/python -m bench.steady
+	$(BIN)/python -m bench.endless
+
+clean:
+	rm -rf .venv build *.egg-info
