@@ -267,6 +267,8 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
         leaf = name.rsplit(".", 2)[-2:]
         if leaf[-1] == "sinks":
             weight.copy_(4.0 + noise)  # learned sinks: large enough to take a share from a hundred keys
+        elif leaf[-1] == "bias":
+            weight.copy_(0.1 * noise)  # not added: some layers start with biases drawn from the global generator
         elif weight.dim() < 2:
             weight.add_(0.1 * noise)
         elif "emb" in name or "wte" in name or "wpe" in name:

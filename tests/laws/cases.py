@@ -1,0 +1,159 @@
+"""What a law is tried on: a method, a tiny model, a budget.
+
+Everything registered is a case, on one model per way of encoding positions; each value of an option that is one of a
+few words is a case of its own on two of them.  A new method file adds its cases by being there.
+
+A method may say more about itself, and the laws ask for it:
+
+    alignment     steps must be cut at multiples of this many tokens for `chunk_invariant` (default 1)
+    look_ahead    tokens by which an output may look into the future (default 0)
+    lossless()    the method with its lossy switch off, for `exact_when_large` (default: itself)
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from penstock.core import Phase, Span
+from penstock.errors import BudgetError, UnsupportedModel
+from penstock.memory import Memory
+from penstock.methods import Method, registry
+from penstock.models.attach import Attached
+from penstock.models.probe import attach
+from penstock.models.support import check_supported
+from penstock.testing import tiny_model
+
+# name of an encoding -> the family that has it
+ENCODINGS = {
+    "rotary": "llama",
+    "partial-rotary": "gpt_neox",
+    "alibi": "mpt",
+    "some-layers-without": "cohere2",  # interleaved rotary in layers with a window of their own, none in the others
+    "learned-sinks": "gpt_oss",
+    "learned-positions": "gpt2",
+}
+CHUNKS = (1, 7, 64, None)  # None: whole
+LENGTH = 131  # divides by nothing
+TOLERANCE = 1e-5
+
+
+@cache
+def attached(family: str) -> Attached:
+    """A tiny model on penstock, one per process."""
+    return attach(tiny_model(family, seed=3))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method on one model under one budget."""
+
+    method: Method
+    family: str
+
+    @property
+    def id(self) -> str:
+        """Readable, and enough to make the case again in another process."""
+        return f"{self.method}@{self.family}"
+
+    @property
+    def model(self) -> Attached:
+        return attached(self.family)
+
+    @property
+    def budget(self) -> int | None:
+        """A small budget: the stream is several times longer."""
+        if not self.method.needs_budget:
+            return None
+        for entries in (24, 48, 96, 192):
+            try:
+                self.method.cascades(self.model.geometry, entries)
+            except BudgetError:
+                continue
+            return entries
+        raise AssertionError(f"{self.id} takes no budget up to 192 entries")
+
+    @property
+    def chunks(self) -> tuple[int | None, ...]:
+        """Step sizes, rounded up to the alignment that the method asks for."""
+        unit = getattr(self.method, "alignment", 1)
+        return tuple(dict.fromkeys(c if c is None else -(-c // unit) * unit for c in CHUNKS))
+
+    def memory(self, rows: int = 1, entries: int | None = None, naive: bool = False) -> Memory:
+        """A fresh memory of the case; `entries` instead of its small budget."""
+        budget = None if self.budget is None else entries or self.budget
+        return Memory(self.model.geometry, self.method.cascades(self.model.geometry, budget), rows, naive)
+
+    def lossless(self) -> Case:
+        """The case with the method's lossy switch off."""
+        off = getattr(self.method, "lossless", None)
+        return self if off is None else Case(off(), self.family)
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, memory: Memory, packed: dict[int, Tensor], phase: Phase = Phase.INGEST) -> dict[int, Tensor]:
+        """One packed step: tokens [N] by row in, logits [N, V] by row out."""
+        spans = [Span(row, len(part)) for row, part in packed.items()]
+        where = None
+        if self.model.geometry.is_absolute:
+            starts = [memory.length(row) for row in packed]
+            where = torch.cat([torch.arange(s, s + len(part)) for s, part in zip(starts, packed.values())])
+        with memory.step(spans, phase) as step:
+            logits = self.model.run(torch.cat(list(packed.values())), step, where, "all")
+        assert logits is not None
+        return dict(zip(packed, logits.split([span.count for span in spans])))
+
+    def feed(self, memory: Memory, tokens: Tensor, chunk: int | None = None, row: int = 0) -> Tensor:
+        """Tokens of one row in steps of `chunk`: logits [N, V]."""
+        return torch.cat([self.step(memory, {row: part})[row] for part in tokens.split(chunk or len(tokens))])
+
+
+def same(got: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> float:
+    """Assert that logits are the same: equal greedy tokens, and close; returns the difference relative to the bound."""
+    scale = max(1.0, float(expected.abs().max()))
+    difference = float((got - expected).abs().max()) / scale
+    assert difference <= tolerance, f"logits differ by {difference:.2g} of the largest, more than {tolerance:g}"
+    assert torch.equal(got.argmax(-1), expected.argmax(-1)), "greedy tokens differ"
+    return difference
+
+
+def variants(method: type[Method]) -> Iterator[Method]:
+    """The method with its defaults, then with each other word of its options of a few words."""
+    default = method()
+    yield default
+    for name, kind in typing.get_type_hints(method).items():
+        if typing.get_origin(kind) is typing.Literal:
+            for word in typing.get_args(kind):
+                if word != getattr(default, name, word):
+                    yield method(**{name: word})
+
+
+def supported(case: Case) -> bool:
+    """Whether the model can be opened with the method at all."""
+    try:
+        check_supported(case.model.geometry, case.method, case.budget)
+    except UnsupportedModel:
+        return False
+    return True
+
+
+@cache
+def cases() -> Sequence[Case]:
+    """All cases."""
+    found = []
+    for kind in registry().values():
+        for i, method in enumerate(variants(kind)):
+            families = ENCODINGS.values() if i == 0 else [ENCODINGS["rotary"], ENCODINGS["alibi"]]
+            found += [case for family in families if supported(case := Case(method, family))]
+    return tuple(found)
+
+
+def case_of(name: str) -> Case:
+    """The case with an id."""
+    return next(case for case in cases() if case.id == name)

@@ -1,0 +1,138 @@
+"""Instruments: bytes of real storage, operations of a step, bytes alive within a step."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from penstock.memory import Alibi, Geometry, Layer, Memory, Rotary
+
+_OF_THE_MODEL = (Geometry, Layer, Rotary, Alibi)  # facts about the model, shared by all memories
+
+
+def storage(memory: Memory) -> int:
+    """Bytes of all tensors that can be reached from a memory, each storage once."""
+    seen: set[int] = set()
+    found: dict[int, int] = {}
+
+    def walk(value: Any) -> None:
+        if id(value) in seen or isinstance(value, (*_OF_THE_MODEL, type, torch.dtype, torch.device, str, bytes, int)):
+            return
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            data = value.untyped_storage()
+            found[data.data_ptr()] = data.nbytes()
+        elif isinstance(value, dict):
+            for part in value.values():
+                walk(part)
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            for part in value:
+                walk(part)
+        else:
+            for name in getattr(value, "__slots__", ()):
+                walk(getattr(value, name, None))
+            for part in getattr(value, "__dict__", {}).values():
+                walk(part)
+
+    walk(memory)
+    return sum(found.values())
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name and by the shapes of what they read and give: equal counts are equal cost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[tuple[Any, ...]] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        numels = tuple(t.numel() for t in tree_iter((args, kwargs, out)) if isinstance(t, Tensor))
+        self.counts[(str(func), *numels)] += 1
+        return out
+
+
+class Live(TorchDispatchMode):
+    """Bytes of storages made inside that are still alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, tuple[int, int]] = {}  # data pointer -> (bytes, tensors that hold it)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = {t.untyped_storage().data_ptr() for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor):
+                data = tensor.untyped_storage()
+                pointer = data.data_ptr()
+                if pointer in given and pointer not in self._alive:
+                    continue  # a view of something that was there before
+                if data.nbytes():
+                    self._hold(tensor, pointer, data.nbytes())
+        return out
+
+    def _hold(self, tensor: Tensor, pointer: int, size: int) -> None:
+        _, holders = self._alive.get(pointer, (size, 0))
+        if holders == 0:
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        self._alive[pointer] = (size, holders + 1)
+        weakref.finalize(tensor, self._release, pointer).atexit = False
+
+    def _release(self, pointer: int) -> None:
+        size, holders = self._alive[pointer]
+        self._alive[pointer] = (size, holders - 1)
+        if holders == 1:
+            self.now -= size
+            del self._alive[pointer]
+
+
+class Watched:
+    """A step whose every reading happens inside a mode; what the model does between is not seen."""
+
+    def __init__(self, step: Any, mode: TorchDispatchMode) -> None:
+        self._step, self._mode = step, mode
+
+    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As Step.attend."""
+        with self._mode:
+            out: Tensor = self._step.attend(*args, **kwargs)
+        return out
+
+
+@contextmanager
+def watched(memory: Memory, mode: TorchDispatchMode) -> Iterator[None]:
+    """Inside, all that the memory does in its steps (planning, reading, writing) is seen by the mode."""
+    real: Callable[..., Any] = memory.step
+
+    @contextmanager
+    def step(*args: Any, **kwargs: Any) -> Iterator[Watched]:
+        planning = real(*args, **kwargs)
+        with mode:
+            planned = planning.__enter__()
+        try:
+            yield Watched(planned, mode)
+        except BaseException as error:
+            planning.__exit__(type(error), error, error.__traceback__)
+            raise
+        planning.__exit__(None, None, None)
+
+    memory.step = step  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del memory.step  # type: ignore[method-assign]
