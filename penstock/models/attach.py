@@ -144,7 +144,7 @@ class Own:
 
     @contextmanager
     def replaced(self, name: str) -> Iterator[None]:
-        """Inside, the model uses another registered attention."""
+        """Inside, the model uses another attention: a registered one, or `eager`, the model file's own."""
         self.hf.set_attn_implementation(name)  # type: ignore[operator]
         try:
             yield
@@ -204,9 +204,16 @@ class Attached:
             self.own.give_back()
 
     @contextmanager
-    def native(self) -> Iterator[None]:
-        """Inside, the model uses its own attention."""
-        with self.adapter.suspended() if self.own is None else self.own.native():
+    def native(self, reference: bool = False) -> Iterator[None]:
+        """Inside, the model uses its own attention, or the one that its file spells out (`reference`).
+
+        They are not always the same: sdpa of transformers 5.17 silently leaves out Gemma2's soft-capping.
+        """
+        if self.own is None:
+            inside = self.adapter.suspended()
+        else:
+            inside = self.own.replaced("eager") if reference else self.own.native()
+        with inside:
             yield
 
 

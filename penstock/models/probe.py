@@ -219,7 +219,7 @@ def compare_with_native(attached: Attached, length: int = 24) -> tuple[float, fl
             logits = attached.run(tokens[cut], step, part, "all")
         assert logits is not None
         ours.append(logits)
-    with attached.native():
+    with attached.native(reference=True):
         theirs = hf(input_ids=tokens[None], use_cache=False)
     expected = (theirs.logits if hasattr(theirs, "logits") else theirs.last_hidden_state)[0].float()
     difference = float((torch.cat(ours).float() - expected).abs().max())
