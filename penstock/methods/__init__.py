@@ -33,12 +33,14 @@ def parse(text: str | Method) -> Method:
     known = registry()
     if name not in known:
         raise UnknownName("memory", name, known)
-    options = {}
+    options: dict[str, str] = {}
     for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
+        key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
             raise UsageError(f"cannot read the memory option {pair!r}: write it as {name}:key=value.")
-        options[key.strip()] = value.strip()
+        if key in options:
+            raise UsageError(f"the memory option {key} is given twice: keep one of {options[key]} and {value}.")
+        options[key] = value
     return known[name].with_options(options)
 
 
