@@ -64,6 +64,11 @@ class StreamCache(Cache):
             attached.detach()
             entries = _entries(attached, method, budget)
             assert entries is not None
+            if attached.geometry.reach is not None:
+                raise UnsupportedModel(
+                    f"this model changes its rotary frequencies after {attached.geometry.reach} tokens, and plain "
+                    "cache layers keep keys as they were turned: use attn_implementation='penstock'."
+                )
             own = (ly.window for ly in attached.geometry.layers)
             layers = [WindowLayer(entries if window is None else min(entries, window)) for window in own]
             super().__init__(layers=layers)

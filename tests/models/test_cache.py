@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from penstock.core import Span
-from penstock.errors import CompositionError, MemoryStateError, NotRewindable, UnsupportedModel, UsageError
+from penstock.errors import CompositionError, ContextFull, MemoryStateError, NotRewindable, UnsupportedModel, UsageError
 from penstock.memory import Memory
 from penstock.methods import parse
 from penstock.models.cache import StreamCache
@@ -313,6 +313,37 @@ def test_calls_that_would_be_wrong_are_refused() -> None:
     model.config._attn_implementation_internal = "flex_attention"
     with pytest.raises(UsageError, match="masks that flex_attention cannot take"):
         StreamCache(model, "window", 12)
+
+
+@torch.no_grad()
+def test_the_cache_is_on_the_output() -> None:
+    for family in ("llama", "mpt"):
+        model = model_with(family)
+        cache = StreamCache(model, "streaming-llm", 12)
+        assert model(prompt(5), past_key_values=cache).past_key_values is cache
+        assert model(prompt(5), past_key_values=cache, return_dict=False)[1] is cache
+        assert cache.get_seq_length() == 10
+
+
+def test_frequencies_that_change_need_our_attention() -> None:
+    model = model_with("llama-longrope", "sdpa")
+    with pytest.raises(UnsupportedModel, match="changes its rotary frequencies after 1024"):
+        StreamCache(model, "window", 12)
+    model = model_with("llama-longrope")
+    model.generate(prompt(), past_key_values=StreamCache(model, "window", 12), **GREEDY)
+
+
+@torch.no_grad()
+def test_a_prompt_that_is_too_long_leaves_no_trace() -> None:
+    """The second of its steps is refused; the first one is taken back before anything was written."""
+    model = model_with("gpt2")
+    cache = StreamCache(model, "dense")
+    expected = model(prompt(), past_key_values=cache).logits
+    cache.reset()
+    with pytest.raises(ContextFull, match="learned positions for 256 tokens"):
+        model(prompt(300), past_key_values=cache)
+    assert cache.get_seq_length() == 0
+    assert torch.equal(model(prompt(), past_key_values=cache).logits, expected)
 
 
 @torch.no_grad()
