@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from penstock.memory.attend import MASKED, Partial, empty, learned_sink, masked_value, merge, partial, partial_math
+from penstock.memory.attend import (
+    MASKED,
+    Partial,
+    empty,
+    learned_sink,
+    masked_value,
+    merge,
+    partial,
+    partial_loops,
+    partial_math,
+)
 
 SCALE = 0.3
 
@@ -153,6 +163,25 @@ def test_a_float32_mask_on_half_precision_is_added_in_float32() -> None:
     value = torch.tensor([0.0, 1.0], dtype=torch.bfloat16)[None, None, :, None].expand(1, 1, 2, 8)
     got = partial(query, key, value, scale=SCALE, mask=torch.tensor([[-1002.0, -1001.0]]))
     assert abs(float(got.out[0, 0, 0, 0]) - 1 / (1 + math.exp(-1))) < 4e-3
+
+
+@pytest.mark.parametrize("stored", [1, 7, 24, 48])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("heads_in_mask", [None, 1, 2])
+def test_the_form_for_compilers_is_the_same(stored: int, softcap: float | None, heads_in_mask: int | None) -> None:
+    """Whatever number of pieces its sums are cut into."""
+    query, key, value = random(3, 2, 4, 8), random(3, 2, stored, 8, seed=1), random(3, 2, stored, 8, seed=2)
+    mask = None
+    if heads_in_mask:
+        mask = torch.zeros(3, heads_in_mask, 1, stored)
+        mask[:, :, :, stored // 2 + 1 :] = MASKED
+    got = partial_loops(query, key, value, scale=SCALE, mask=mask, softcap=softcap)
+    expected = partial_math(query, key, value, scale=SCALE, mask=mask, softcap=softcap)
+    assert (got.out - expected.out).abs().max() < 1e-6
+    assert (got.lse - expected.lse).abs().max() < 1e-5
+    half = partial_loops(*(x.bfloat16() for x in (query, key, value)), scale=SCALE, mask=mask, softcap=softcap)
+    assert half.out.dtype == torch.bfloat16
+    assert (half.out.float() - expected.out).abs().max() < 3e-2
 
 
 def test_values_may_be_wider_than_keys() -> None:

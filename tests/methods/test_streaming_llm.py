@@ -11,6 +11,7 @@ from penstock.memory import Cascade, Sinks, Window
 from penstock.memory.naive import Held, numbered
 from penstock.methods import parse
 from penstock.methods.streaming_llm import StreamingLLM
+from penstock.models.attach import forward
 from penstock.testing import tiny_tokens
 
 from .reference import CacheRank
@@ -102,6 +103,25 @@ def test_equals_the_paper_in_float64(llama: Running, positions: str, chunk: int)
     assert difference(got, expected) < 1e-5
     assert torch.equal(got.argmax(-1), expected.argmax(-1))
     assert paper.largest_position == BUDGET - 1
+
+
+@pytest.mark.parametrize("method", ["streaming-llm", "window"])
+def test_a_decode_step_is_one_graph_and_answers_the_same(method: str) -> None:
+    """Captured by the compiler (not tuned: that takes a minute), from a ring half full to one that wrapped twice."""
+    model = Running.of("llama")
+    tokens, read = tiny_tokens(70), 10
+    expected = model.feed(model.memory(method, BUDGET), tokens, 7)
+
+    def decode(ids: torch.Tensor, step: object) -> torch.Tensor | None:
+        return forward(model.attached.hf, None, ids, step, None, "last")
+
+    captured = torch.compile(decode, fullgraph=True, dynamic=False, backend="aot_eager")
+    memory = model.memory(method, BUDGET)
+    model.feed(memory, tokens[:read])
+    for now in range(read, len(tokens)):
+        with memory.step([Span(0, 1)]) as step, torch.no_grad():
+            got = captured(tokens[now : now + 1], step)
+        assert difference(got[0], expected[now]) < 1e-5
 
 
 def test_the_stream_policy_is_another_function(llama: Running) -> None:
