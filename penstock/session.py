@@ -106,7 +106,7 @@ class Session:
             self.method, geometry, default_budget(model) if budget is None else Budget.parse(budget)
         )
         self._memory = Memory(geometry, self.method.cascades(geometry, self.budget))
-        self.runner = Runner(model.attached, self._memory, path)
+        self.runner = Runner(model.attached, self._memory, path, chunk)
         self.memory = RememberedMemory(self)
         self.log = TokenLog(sink=log)
         self.meter = Meter()
@@ -337,7 +337,7 @@ class Session:
         other.encoder = self.encoder.copy() if self.encoder is not None else None
         other._logits = None if self._logits is None else self._logits.clone()
         other._in_answer, other._turns_from, other._turns = self._in_answer, self._turns_from, self._turns
-        other.runner._active = self.runner._active
+        other.runner.use_as(self.runner)
         return other
 
     # -- keep ---------------------------------------------------------------------------------------------------

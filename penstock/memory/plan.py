@@ -31,6 +31,7 @@ class WindowPlan:
     arriving: range  # seen indices that enter in it
     leaving: range  # seen indices that leave in it
     slots: int  # slots that hold something before the step
+    put: Tensor  # [kept] int64, slots (behind the sinks) of what arrives and is still held after the step
     mask: Tensor  # [C, slots + arriving] or [Hq, C, slots + arriving], additive
 
 
@@ -56,9 +57,8 @@ class DecodePlan:
 
     first_row: int
     rows: int
-    where: tuple[
-        Tensor, Tensor, Tensor
-    ]  # (0 keys / 1 values, row, slot), each [rows * (S + 2)]: the moved sinks, the new key, the new value
+    # What is written, each [rows * (S + 2)]: the moved sinks, the new key, the new value.
+    where: tuple[Tensor, Tensor, Tensor]  # (0 for keys or 1 for values, row, slot)
     angles: Angles | None  # [rows, 1, 1, R/2]
     sink_angles: Angles | None  # [rows, 1, S, R/2]: sinks moved to the distance that the policy gives them
     mask: Tensor  # [rows, 1 or Hq, 1, S + W], additive
@@ -142,7 +142,10 @@ class Planner:
             seen = torch.cat([held, torch.arange(arriving.start, arriving.stop)])
             distance = query[:, None] - seen[None, :]
             visible = distance >= age if size is None else (distance >= age) & (distance < age + size)
-            windows.append(WindowPlan(stored, arriving, leaving, len(stored), self._mask(visible, query, seen)))
+            kept = arriving if size is None else arriving[-size:]
+            put = torch.arange(kept.start, kept.stop)
+            put = (put if size is None else slot_of(put, self.sinks, size)).to(self.device)
+            windows.append(WindowPlan(stored, arriving, leaving, len(stored), put, self._mask(visible, query, seen)))
             age += size or 0
         before, after = min(start, self.sinks), min(end, self.sinks)
         sink_angles = sink_query = sink_mask = None

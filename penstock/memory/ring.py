@@ -167,11 +167,13 @@ class RingGroup:
         if size is None:
             return part, arriving[:, :, :0]
         leaving = self._take(keys, plan, size) if w + 1 < len(self.sizes) else arriving[:, :, :0]
-        keep = min(size, len(plan.arriving))
+        keep = len(plan.put)
         if keep:
-            seen = torch.arange(plan.arriving.stop - keep, plan.arriving.stop)
-            slots = (base + slot_of(seen, self.sinks, size)).to(self.device)
-            ring[:, row].index_copy_(2, slots, arriving[:, :, -keep:])
+            slots = plan.put + base
+            if self.rows == 1:  # on the whole tensor: a compiler then writes in place
+                ring.index_copy_(3, slots, arriving[:, None, :, -keep:])
+            else:
+                ring[:, row].index_copy_(2, slots, arriving[:, :, -keep:])
         return part, leaving
 
     def _take(self, keys: Tensor, plan: WindowPlan, size: int) -> Tensor:
@@ -202,6 +204,6 @@ def _read_one(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Ten
     grouped = query.reshape(rows, kv_heads, group, width)
     if mask.shape[1] == heads and heads != kv_heads:
         mask = mask.reshape(rows, kv_heads, group, mask.shape[-1])
-    read = partial_loops if torch.compiler.is_compiling() and key.device.type == "cpu" else partial
+    read = partial_loops if torch.compiler.is_dynamo_compiling() and key.device.type == "cpu" else partial
     part = read(grouped, key, value, scale=scale, mask=mask, softcap=softcap)
     return Partial(part.out.reshape(rows, heads, 1, -1), part.lse.reshape(rows, heads, 1))

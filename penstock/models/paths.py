@@ -1,8 +1,9 @@
 """How a step is run: eager, or compiled as one graph.
 
-A decode step over a bounded memory has fixed shapes, so `torch.compile` can turn the whole model into one graph.  That
-takes tens of seconds, which must never stand between a question and its answer: on the path `auto` a thread compiles
-while eager steps go on, and the switch happens between replies.  `compiled` waits, `eager` never compiles.
+A step over a full bounded memory has fixed shapes, so `torch.compile` can turn the whole model into one graph: one for
+decoding a token, one for reading a chunk.  That takes tens of seconds, which must never stand between a question and
+its answer: on the path `auto` a thread compiles while eager steps go on, and the switch happens between replies.
+`compiled` waits, `eager` never compiles.
 
 Weights are folded into the graph (freezing) and packed for the processor where memory allows; such graphs cannot be
 cached on disk by the framework, so they are compiled again in each process.  A compiled step is only ever called with
@@ -29,13 +30,18 @@ from penstock.memory import Memory
 from penstock.models.attach import Attached, Logits, forward
 
 PATHS = ("auto", "eager", "compiled")
-_AFTER = 96  # decode steps before `auto` finds compiling worth its while
+_AFTER = 96  # steps of one kind before `auto` finds compiling worth its while
+_WORTH = 1.05  # speed-up below which a compiled step is not used
 
 
 class Compiled:
-    """One compiled decode step, shared by all memories of the same shape on one model."""
+    """One compiled step, shared by all memories of the same shape on one model.
 
-    def __init__(self, attached: Attached) -> None:
+    `count` tokens of one row; 1 is a decode step, more is a chunk read into a full memory.
+    """
+
+    def __init__(self, attached: Attached, count: int, logits: Logits) -> None:
+        self.count, self.logits = count, logits
         self.ready = False
         self.error: str | None = None
         self.seconds = 0.0
@@ -44,7 +50,7 @@ class Compiled:
         hf, adapter = attached.hf, attached.adapter
 
         def decode(tokens: Tensor, step: Any, positions: Tensor | None) -> Tensor | None:
-            return forward(hf, adapter, tokens, step, positions, "last")
+            return forward(hf, adapter, tokens, step, positions, logits)
 
         self._settings = _settings(attached)
         guards = (
@@ -60,10 +66,19 @@ class Compiled:
         """Compile in the background, on a scratch memory of the same shape."""
         if self.ready or self.running or self.error:
             return
-        self._thread = threading.Thread(
-            target=self.build, args=(attached, memory), daemon=True, name="penstock-compile"
-        )
+        self._thread = threading.Thread(target=self._behind, args=(attached, memory), daemon=True)
         self._thread.start()
+
+    def _behind(self, attached: Attached, memory: Memory) -> None:
+        """Build while others work: yield the interpreter often, and the processor where the system allows it."""
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(2e-4)
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        try:
+            self.build(attached, memory)
+        finally:
+            sys.setswitchinterval(interval)
 
     def wait(self) -> None:
         if self._thread is not None:
@@ -75,12 +90,12 @@ class Compiled:
         try:
             scratch = Memory(attached.geometry, memory.cascades, memory.num_rows)
             for row in scratch.rows:
-                row.length = 1 + max(c.sinks for c in memory.cascades)
-            token = torch.zeros(1, dtype=torch.int64, device=attached.device)
+                row.length = full_length(memory)
+            token = torch.zeros(self.count, dtype=torch.int64, device=attached.device)
             import torch._inductor.config as inductor
 
             with inductor.patch(**self._settings), torch.no_grad():
-                eager = self._time(attached, scratch, lambda step: attached.run(token, step))
+                eager = self._time(attached, scratch, lambda step: attached.run(token, step, None, self.logits))
                 compiled = self._time(attached, scratch, lambda step: self._call(token, step, None))
             self.speedup = eager / compiled
             self.ready = True
@@ -88,13 +103,12 @@ class Compiled:
             self.error = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         self.seconds = time.perf_counter() - began
 
-    @staticmethod
-    def _time(attached: Attached, scratch: Memory, run: Callable[[Any], Any]) -> float:
+    def _time(self, attached: Attached, scratch: Memory, run: Callable[[Any], Any]) -> float:
         """Median seconds of a step, after the calls that compile it."""
         times = []
         for _ in range(9):
             began = time.perf_counter()
-            with scratch.step([Span(0, 1)], Phase.ANSWER) as step:
+            with scratch.step([Span(0, self.count)]) as step:
                 run(step)
             times.append(time.perf_counter() - began)
         return sorted(times[2:])[len(times[2:]) // 2]
@@ -119,18 +133,22 @@ def _settings(attached: Attached) -> dict[str, Any]:
     return {"freezing": True, "cpp.enable_concat_linear": True} | own_products
 
 
-class Runner:
-    """Runs steps of one memory on one model, on the chosen path."""
+def full_length(memory: Memory) -> int:
+    """Tokens after which every bounded segment of a row is full, and steps have their final shape."""
+    return max(c.entries or 0 for c in memory.cascades)
 
-    def __init__(self, attached: Attached, memory: Memory, path: str = "auto") -> None:
+
+class Runner:
+    """Runs steps of one memory on one model, on the chosen path.  `chunk` is the usual size of an ingest step."""
+
+    def __init__(self, attached: Attached, memory: Memory, path: str = "auto", chunk: int = 0) -> None:
         if path not in PATHS:
             raise UnknownName("path", path, PATHS)
-        self.attached, self.memory, self.path = attached, memory, path
-        self._decoded = 0
-        self._active = False  # compiled steps are in use
-        shape = (memory.num_rows, tuple(memory.cascades))
-        shared: dict[Any, Compiled] = attached.hf.__dict__.setdefault("_penstock_compiled", {})
-        self._shape, self._shared = shape, shared
+        self.attached, self.memory, self.path, self.chunk = attached, memory, path, chunk
+        self._steps: dict[tuple[int, Logits], int] = {}  # eager steps of each kind
+        self._active: set[tuple[int, Logits]] = set()  # kinds whose compiled step is in use
+        self._shape = (memory.num_rows, tuple(memory.cascades))
+        self._shared: dict[Any, Compiled] = attached.hf.__dict__.setdefault("_penstock_compiled", {})
         self.why_not = self._obstacle()
         if path == "compiled" and self.why_not:
             raise UsageError(f"the compiled path is not possible here: {self.why_not}; use --path eager.")
@@ -148,56 +166,63 @@ class Runner:
             return "this family is attached through an adapter"
         if attached.geometry.is_absolute:
             return "this model has learned absolute positions"
+        if memory.num_rows != 1:
+            return "this memory has several rows"
         return None
 
-    @property
-    def compiled(self) -> Compiled | None:
-        return self._shared.get(self._shape)
+    def _get(self, kind: tuple[int, Logits]) -> Compiled:
+        return self._shared.setdefault((self._shape, *kind), Compiled(self.attached, *kind))
 
     @property
     def now(self) -> str:
-        """The path of the next decode step."""
+        """The path of the next steps."""
         return "compiled" if self._active else "eager"
 
     @property
     def status(self) -> str:
         """One phrase for people: what runs now, and what is being prepared."""
-        compiled = self.compiled
+        made = [c for (shape, *_), c in self._shared.items() if shape == self._shape]
+        if any(c.running for c in made):
+            return f"{self.now} (compiling)"
         if self._active:
             return "compiled"
-        if compiled is not None and compiled.running:
-            return "eager (compiling)"
-        if compiled is not None and compiled.ready:
-            return (
-                "eager (compiled from the next reply)" if compiled.speedup > 1.05 else "eager (compiling gains nothing)"
-            )
-        if compiled is not None and compiled.error:
-            return f"eager (compiling failed: {compiled.error})"
-        return f"eager ({self.why_not})" if self.why_not and self.path == "auto" else "eager"
+        if self.why_not and self.path != "eager":
+            return f"eager ({self.why_not})"
+        failed = next((c.error for c in made if c.error), None)
+        if failed:
+            return f"eager (compiling failed: {failed})"
+        if any(c.ready and c.speedup > _WORTH for c in made):
+            return "eager (compiled from the next reply)"
+        return "eager (compiling gains nothing)" if made and self.path == "auto" else "eager"
 
     def between_replies(self) -> None:
         """The moment at which `auto` may switch paths."""
-        if self.path == "auto" and not self._active:
-            compiled = self.compiled
-            self._active = compiled is not None and compiled.ready and compiled.speedup > 1.05
+        if self.path == "auto":
+            for (shape, *kind), made in self._shared.items():
+                if shape == self._shape and made.ready and made.speedup > _WORTH:
+                    self._active.add((kind[0], kind[1]))
 
-    def prepare(self) -> None:
-        """Compile now and use it (what `compiled` does at its first decode step)."""
+    def prepare(self, count: int = 1, logits: Logits = "last") -> None:
+        """Compile the step of `count` tokens now and use it (what `compiled` does when it first needs one)."""
         if self.why_not:
             return
-        compiled = self._shared.setdefault(self._shape, Compiled(self.attached))
-        compiled.wait()
-        if not compiled.ready and not compiled.error:
-            compiled.build(self.attached, self.memory)
-        if compiled.error and self.path == "compiled":
-            raise UsageError(f"the compiled path is not possible here: {compiled.error}; use --path eager.")
-        self._active = compiled.ready and (self.path == "compiled" or compiled.speedup > 1.05)
+        made = self._get((count, logits))
+        made.wait()
+        if not made.ready and not made.error:
+            made.build(self.attached, self.memory)
+        if made.error and self.path == "compiled":
+            raise UsageError(f"the compiled path is not possible here: {made.error}; use --path eager.")
+        if made.ready and (self.path == "compiled" or made.speedup > _WORTH):
+            self._active.add((count, logits))
+
+    def use_as(self, other: Runner) -> None:
+        """Run what the other runs (a fork continues on the path of its original)."""
+        self._active = set(other._active)
 
     def close(self) -> None:
-        """Wait for a compilation under way, so that the process can end cleanly."""
-        with contextlib.suppress(Exception):
-            if self.compiled is not None:
-                self.compiled.wait()
+        """Wait for compilations under way, so that the process can end cleanly."""
+        for made in list(self._shared.values()):
+            made.wait()
 
     @torch.no_grad()
     def step(
@@ -207,13 +232,10 @@ class Runner:
         """Run packed tokens [N] through the model and the memory; logits as Attached.run."""
         attached = self.attached
         ids = torch.as_tensor(tokens, dtype=torch.int64, device=attached.device)
-        single = phase is Phase.ANSWER and len(ids) == len(spans)
-        if single and self._use_compiled():
-            assert self.compiled is not None
+        kind = self._kind(spans, logits)
+        if kind is not None and self._use(kind, phase):
             with self.memory.step(spans, phase) as step:
-                if all(plan.decode is not None for plan in step.plans):
-                    return self.compiled(ids, step)
-                return attached.run(ids, step, None, logits)
+                return self._get(kind)(ids, step)
         positions = self._positions(spans) if attached.geometry.is_absolute else None
         with self.memory.step(spans, phase) as step:
             return attached.run(ids, step, positions, logits)
@@ -222,14 +244,24 @@ class Runner:
         parts = [torch.arange(self.memory.length(s.row), self.memory.length(s.row) + s.count) for s in spans]
         return torch.cat(parts).to(self.attached.device)
 
-    def _use_compiled(self) -> bool:
-        if self.why_not or self.path == "eager" or self.memory.num_rows != 1:
-            return False
-        if self.path == "compiled" and not self._active:
-            self.prepare()
-        elif self.path == "auto" and not self._active:
-            self._decoded += 1
-            if self._decoded == _AFTER:
-                compiled = self._shared.setdefault(self._shape, Compiled(self.attached))
-                compiled.start(self.attached, self.memory)
-        return self._active
+    def _kind(self, spans: Sequence[Span], logits: Logits) -> tuple[int, Logits] | None:
+        """The kind of compiled step that could run this, if one could."""
+        if self.why_not or self.path == "eager":
+            return None
+        count, length = spans[0].count, self.memory.length(spans[0].row)
+        if count == 1 and length > max(c.sinks for c in self.memory.cascades):
+            return 1, "last"
+        return (count, logits) if count == self.chunk and length >= full_length(self.memory) else None
+
+    def _use(self, kind: tuple[int, Logits], phase: Phase) -> bool:
+        if kind in self._active:
+            return True
+        if self.path == "compiled":
+            self.prepare(*kind)
+            return True
+        seen = self._steps[kind] = self._steps.get(kind, 0) + 1
+        if seen == _AFTER:
+            self._get(kind).start(self.attached, self.memory)
+        elif seen > _AFTER and phase is Phase.INGEST and kind[0] > 1:
+            self.between_replies()  # chunks of the stream are not part of a reply
+        return kind in self._active
