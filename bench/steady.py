@@ -184,7 +184,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peers", default=",".join(ENTRANTS), help="of " + ",".join(ENTRANTS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="three short rounds: a smoke test, not a measurement")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="three short rounds: a smoke test, not a measurement, for which no training pauses",
+    )
     parser.add_argument("--no-accuracy", action="store_true")
     parser.add_argument("--json", type=Path, default=None, help="also write the document to this file")
     parser.add_argument("--plot", type=Path, default=Path("runs/bench/steady.png"))
@@ -204,7 +208,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     plan = Plan(rounds=3, least=1, visit_seconds=0.1, share_seconds=2.0) if arguments.quick else Plan(arguments.rounds)
-    with machine.quiet():
+    with contextlib.nullcontext() if arguments.quick else machine.quiet():
         busy = machine.busy_percent()
         bandwidths, models = [measure_bandwidth(arguments.threads)], []
         for shape, dtype in itertools.product(arguments.shapes, arguments.dtypes):
