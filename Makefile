@@ -1,7 +1,5 @@
 # Everything runs in .venv, made from Python >= 3.11 and a package index.
-PYTHON ?= $(shell command -v python3.13 >/dev/null 2>&1 && python3.13 -c 0 2>/dev/null && echo python3.13 || \
-	(command -v python3.12 >/dev/null 2>&1 && python3.12 -c 0 2>/dev/null && echo python3.12) || \
-	(command -v python3.11 >/dev/null 2>&1 && python3.11 -c 0 2>/dev/null && echo python3.11) || echo python3)
+PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: run test lint bench docs install clean
@@ -20,13 +18,10 @@ install: .venv/installed
 run: install  ## the tiny model reads the standard library: a live dashboard, a table, a plot
 	$(BIN)/penstock run
 
-test: install  ## lint, types, laws and tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+test: lint  ## lint, types, generated documents, laws and tests
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2
 
-lint: install  ## what make test checks before the tests, and the generated documents
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -85,8 +85,8 @@ def partial_loops(
 ) -> Partial:
     """The same, written as products and sums for a compiler that fuses them into loops over the stored keys.
 
-    For a few queries per key-value head (Hq == Hkv here: the heads of a group come as queries).  On a CPU this reads keys
-    and values once, in their own dtype, splits the work evenly over threads, and takes half the time of a kernel.
+    For a few queries per key-value head (Hq == Hkv here: the heads of a group come as queries).  On a CPU this reads
+    keys and values once, in their own dtype, splits the work evenly over threads, and takes half a kernel's time.
     """
     stored = key.shape[2]
     scores = (query[:, :, :, None].float() * key[:, :, None].float()).sum(-1) * scale  # [B, Hkv, C, T]

@@ -251,7 +251,8 @@ class Runner:
         count, length = spans[0].count, self.memory.length(spans[0].row)
         if count == 1 and length > max(c.sinks for c in self.memory.cascades):
             return 1, "last"
-        return (count, logits) if count == self.chunk and length >= full_length(self.memory) else None
+        fits = count == self.chunk and length >= full_length(self.memory)
+        return (count, logits) if fits and self.attached.geometry.dtype != torch.float32 else None  # measured: no gain
 
     def _use(self, kind: tuple[int, Logits], phase: Phase) -> bool:
         if kind in self._active:
