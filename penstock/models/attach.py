@@ -7,8 +7,8 @@ registered attention without a mask function gets `attention_mask=None`: the mem
 Rotary models are run at position 0, where their rotation is the identity; the memory rotates (memory/positions.py).
 Models with learned absolute positions are given the stream's own positions, up to the end of their table.
 
-Everything that knows a version of transformers is in this file, probe.py with masks.py and encodings.py, cache.py and
-adapters/.
+Everything that knows a version of transformers is in this file, probe.py with masks.py and encodings.py, cache.py with
+plain.py, and adapters/.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ prompt is cut into several steps, which every layer reads one after the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,7 @@ from torch import Tensor
 
 from penstock.core import Phase, Span
 from penstock.errors import UnsupportedModel, UsageError
-from penstock.memory import Memory, Step
-from penstock.methods import Method
+from penstock.memory import Cascade, Memory, Step
 from penstock.models.attach import Attached
 
 CUT = 256  # tokens per row and step; results do not depend on it
@@ -99,8 +99,8 @@ def _packed(x: Tensor) -> Tensor:
 class Through:
     """The memory behind a cache whose model reads it in its attention layers."""
 
-    def __init__(self, attached: Attached, method: Method, entries: int | None) -> None:
-        self.attached, self.method, self.entries = attached, method, entries
+    def __init__(self, attached: Attached, cascades: Sequence[Cascade]) -> None:
+        self.attached, self.cascades = attached, tuple(cascades)
         self.memory: Memory | None = None
         self.seen = 0  # columns of the batch so far, padding included
         self.recording = False  # steps are kept so that they can be taken back exactly
@@ -117,7 +117,7 @@ class Through:
                 "set it back with set_attn_implementation('penstock'), or make a new cache."
             )
         if self.memory is None:
-            self.memory = Memory(geometry, self.method.cascades(geometry, self.entries), rows=len(real))
+            self.memory = Memory(geometry, self.cascades, rows=len(real))
         rows = self.memory.num_rows
         if len(real) != rows:
             raise UsageError(f"this cache holds {rows} rows and was called with {len(real)}: reset it or make another.")
@@ -170,13 +170,13 @@ class Through:
         """Row i becomes a copy of row indices[i]; the number of rows follows."""
         if self.memory is None:
             return
-        new = Memory(self.attached.geometry, self.memory.cascades, rows=len(indices))
+        new = Memory(self.attached.geometry, self.cascades, rows=len(indices))
         for to, row in enumerate(indices.tolist()):
             self.memory.copy_row(row, new, to)
         self.memory, self._marks = new, []
 
     def copy_to(self, other: Through) -> None:
-        """Make another reader of the same model and method continue from here."""
+        """Make another reader of the same model and cascades continue from here."""
         other.memory, other.seen = self.memory, self.seen
         if self.memory is not None:
             other.select(torch.arange(self.memory.num_rows))

@@ -1,84 +1,67 @@
-"""Our memories in the form of a transformers `Cache`, for people who call `model.generate`.
-
-    model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="penstock")    # after `import penstock`
-    cache = StreamCache(model, memory="streaming-llm", budget=4096)
-    model.generate(**inputs, past_key_values=cache)
+"""A memory in the form of a transformers `Cache`: what penstock/cache.py gives names to.
 
 A cache alone never sees a query, and bounded memories number keys and queries together.  With the attention
 implementation "penstock" (or for a family with an adapter) the cache hands the model the step of a memory, by a hook
-around the model's forward: transformers' own cache calls are not used.  With another implementation only `dense` and
-`window` work, as layers that return keys (plain.py).
+around the model's forward: transformers' own cache calls are not used.  With another implementation a cache can only
+return keys, so only what keeps everything, or a window at its stream positions, works (plain.py).
 """
 
 from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from penstock.core import Budget
 from penstock.errors import CompositionError, UnsupportedModel, UsageError
-from penstock.methods import Method, parse
-from penstock.methods.base import entries_for
+from penstock.memory import Cascade, Geometry
 from penstock.models.adapters import has_adapter
-from penstock.models.attach import IMPLEMENTATION, Attached
+from penstock.models.attach import IMPLEMENTATION
 from penstock.models.batch import Through
 from penstock.models.plain import WindowLayer, Windows
 from penstock.models.probe import attach
-from penstock.models.support import check_supported
 
 
-class StreamCache(Cache):
-    """A memory as `past_key_values`.
+@dataclass(frozen=True)
+class Composition:
+    """What a cache is to keep: a name for messages, and the cascades for a model's layers.
 
-    `memory` and `budget` are those of `penstock.open`.  Rows are those of the batch, with padding on any side; a second
-    call of `generate` or of the model continues the streams.  Raises UnsupportedModel or UsageError where the
-    combination could not be right.
+    `cascades` may refuse a geometry.  `grows` says that they keep everything.
     """
 
-    def __init__(
-        self, model: nn.Module, memory: str | Method = "streaming-llm", budget: int | str | Budget | None = 1024
-    ) -> None:
-        method = parse(memory)
+    name: str
+    grows: bool
+    cascades: Callable[[Geometry], Sequence[Cascade]]
+
+
+class MemoryCache(Cache):
+    """A memory as `past_key_values`: rows are those of the batch, with padding on any side.
+
+    A second call of `generate` or of the model continues the streams.  Raises UnsupportedModel or UsageError where the
+    model and the composition could not be right together.
+    """
+
+    def __init__(self, model: nn.Module, composition: Composition) -> None:
         config: Any = model.config
-        attention = config.get_text_config()._attn_implementation
-        self.model, self.method, self.budget = model, method, budget
+        text = config.get_text_config()
+        self.model, self.composition = model, composition
         self._reader: Through | Windows | None = None
-        if attention == IMPLEMENTATION or has_adapter(model):
+        if text._attn_implementation == IMPLEMENTATION or has_adapter(model):
             super().__init__(layers=[])
             attached = attach(model)
             _when_gone(self, attached.detach)
-            entries = _entries(attached, method, budget)
-            self._reader = Through(attached, method, entries)
-        elif method.name == "dense":
+            self._reader = Through(attached, composition.cascades(attached.geometry))
+        elif composition.grows:
             super().__init__(layer_class_to_replicate=DynamicLayer)
-        elif method.name == "window":
-            if attention not in ("sdpa", "eager"):
-                raise UsageError(f"memory='window' needs masks that {attention} cannot take: use sdpa or 'penstock'.")
-            attached = attach(model, verify=False)
-            attached.detach()
-            entries = _entries(attached, method, budget)
-            assert entries is not None
-            if attached.geometry.reach is not None:
-                raise UnsupportedModel(
-                    f"this model changes its rotary frequencies after {attached.geometry.reach} tokens, and plain "
-                    "cache layers keep keys as they were turned: use attn_implementation='penstock'."
-                )
-            own = (ly.window for ly in attached.geometry.layers)
-            layers = [WindowLayer(entries if window is None else min(entries, window)) for window in own]
-            super().__init__(layers=layers)
-            self._reader = Windows(layers, config.get_text_config(), attached.geometry.dtype)
         else:
-            raise CompositionError(
-                f"{method.name} numbers keys and queries together, and a transformers cache sees no query: load the "
-                "model with attn_implementation='penstock', or call model.set_attn_implementation('penstock') first; "
-                "without it only memory='dense' and memory='window' work."
-            )
+            layers, dtype = _window_layers(model, composition, text._attn_implementation)
+            super().__init__(layers=layers)
+            self._reader = Windows(layers, text, dtype)
         if self._reader is not None:
             _hook(self, model)
 
@@ -145,7 +128,7 @@ class StreamCache(Cache):
     @property
     def is_croppable(self) -> bool:
         """Whether any number of tokens can be taken back."""
-        return self.method.name == "dense"
+        return self.composition.grows
 
     @property
     def batch_size(self) -> int:
@@ -184,9 +167,9 @@ class StreamCache(Cache):
         if isinstance(self._reader, Through):
             self._reader.recording = True
 
-    def fork(self) -> StreamCache:
+    def fork(self) -> MemoryCache:
         """A copy that continues on its own, on the same model.  `copy.deepcopy` does the same."""
-        twin = StreamCache(self.model, self.method, self.budget)
+        twin = MemoryCache(self.model, self.composition)
         twin.layers = copy.deepcopy(self.layers)
         if isinstance(self._reader, Windows):
             twin._reader = Windows(twin.layers, self._reader.text, self._reader.dtype)
@@ -194,7 +177,7 @@ class StreamCache(Cache):
             self._reader.copy_to(twin._reader)  # type: ignore[arg-type]
         return twin
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> StreamCache:
+    def __deepcopy__(self, memo: dict[int, Any]) -> MemoryCache:
         return self.fork()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -215,11 +198,27 @@ class StreamCache(Cache):
         self.batch_select_indices(rows.repeat_interleave(repeats))
 
 
-def _entries(attached: Attached, method: Method, budget: int | str | Budget | None) -> int | None:
-    parsed = None if budget is None else Budget.parse(budget)
-    entries = entries_for(method, attached.geometry, parsed)
-    check_supported(attached.geometry, method, entries)
-    return entries
+def _window_layers(
+    model: nn.Module, composition: Composition, attention: str
+) -> tuple[list[WindowLayer], torch.dtype]:  # fmt: skip
+    """Plain layers for a composition that is nothing but windows at their stream positions, and the model's dtype."""
+    attached = attach(model, verify=False)
+    attached.detach()
+    cascades, reach = composition.cascades(attached.geometry), attached.geometry.reach
+    if any(cascade.sinks or len(cascade.windows) != 1 for cascade in cascades):
+        raise CompositionError(
+            f"{composition.name} numbers keys and queries together, and a transformers cache sees no query: load the "
+            "model with attn_implementation='penstock', or call model.set_attn_implementation('penstock') first; "
+            "without it only memory='dense' and memory='window' work."
+        )
+    if attention not in ("sdpa", "eager"):
+        raise UsageError(f"{composition.name} needs masks that {attention} cannot take: use sdpa, eager or penstock.")
+    if reach is not None:
+        raise UnsupportedModel(
+            f"this model changes its rotary frequencies after {reach} tokens, and plain cache layers keep keys as they "
+            "were turned: use attn_implementation='penstock'."
+        )
+    return [WindowLayer(cascade.windows[0]) for cascade in cascades], attached.geometry.dtype
 
 
 def _real_tokens(mask: Any, inputs: Tensor) -> Tensor:

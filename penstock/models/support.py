@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from penstock.errors import UnsupportedModel
 from penstock.memory import Geometry
-from penstock.methods.base import Method
 
 
-def check_supported(geometry: Geometry, method: Method, entries: int | None = None) -> None:
-    """Raise UnsupportedModel when the method cannot be right on this model; `entries` is its budget, once known.
+def check_supported(geometry: Geometry, method: Any, entries: int | None = None) -> None:
+    """Raise UnsupportedModel when a method cannot be right on this model; `entries` is its budget, once known.
 
     Learned absolute positions are part of the inputs: what enters the memory cannot be numbered anew, and the numbers
     end with the table.  Frequencies that change in long texts hold for memories that never look that far.

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from penstock.cache import StreamCache
 from penstock.core import Span
 from penstock.errors import CompositionError, ContextFull, MemoryStateError, NotRewindable, UnsupportedModel, UsageError
 from penstock.memory import Memory
 from penstock.methods import parse
-from penstock.models.cache import StreamCache
 from penstock.models.probe import attach
 from penstock.testing import tiny_model, tiny_tokens
 
