@@ -30,9 +30,10 @@ def open(
     """Open a session: one live stream on one model.
 
     `model`: a hub name, a folder, a transformers model or a loaded `Model`; None is the tiny model that is shipped.
-    `memory`: a method and its options, as in `streaming-llm:sinks=4` (`penstock methods` lists them).  `budget`: entries
-    per layer and key-value head (4096), or bytes ("64MiB"); None is half the model's context, at most
-    4096.  `options`: chunk (tokens per step), path (auto, eager, compiled), log (a file for all token ids), measure (keep
+    `memory`: a method and its options, as in `streaming-llm:sinks=4` (`penstock methods` lists them).
+    `budget`: entries per layer and key-value head (4096), or bytes ("64MiB"); None is half the model's context, at
+    most 4096.
+    `options`: chunk (tokens per step), path (auto, eager, compiled), log (a file for all token ids), measure (keep
     losses), special (read special tokens written in the text as such).
     """
     return Session(load(model, tokenizer=tokenizer, dtype=dtype, device=device), memory, budget, **options)
