@@ -125,6 +125,13 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return body, tensors
 
 
+def _mismatch(sentence: str) -> SnapshotError:
+    """The file is fine, the caller gave it something it does not belong to."""
+    error = SnapshotError(sentence)
+    error.exit_code = 2
+    return error
+
+
 def _check_header(path: Path) -> None:
     """The header that we write is JSON without line ends or tabs; those would be read past, and hide an alteration."""
     with path.open("rb") as file:
@@ -153,21 +160,17 @@ def resume(
     if loaded.fingerprint != saved["fingerprint"]:
         precision = str(loaded.attached.geometry.dtype).removeprefix("torch.")
         if precision != saved["dtype"]:
-            raise SnapshotError(f"{path} was saved in {saved['dtype']}, not {precision}: leave the dtype out.")
+            raise _mismatch(f"{path} was saved in {saved['dtype']}, not {precision}: leave the dtype out.")
         if loaded.name != saved["name"]:
-            raise SnapshotError(f"{path} was saved with the model {saved['name']}, not {loaded.name}: open that one.")
-        raise SnapshotError(
-            f"{path} was saved with other weights of {saved['name']}: open the model it was saved with."
-        )
+            raise _mismatch(f"{path} was saved with the model {saved['name']}, not {loaded.name}: open that one.")
+        raise _mismatch(f"{path} was saved with other weights of {saved['name']}: open the model it was saved with.")
     method = parse(body["memory"])
     if memory is not None and parse(memory) != method:
-        raise SnapshotError(f"{path} was saved with memory {method}, not {parse(memory)}: leave --memory out.")
+        raise _mismatch(f"{path} was saved with memory {method}, not {parse(memory)}: leave --memory out.")
     if budget is not None and method.needs_budget:
         entries = entries_for(method, loaded.attached.geometry, Budget.parse(budget))
         if entries != body["budget"]:
-            raise SnapshotError(
-                f"{path} was saved with a budget of {body['budget']}, not {entries}: leave --budget out."
-            )
+            raise _mismatch(f"{path} was saved with a budget of {body['budget']}, not {entries}: leave --budget out.")
     options.setdefault("chunk", body["chunk"])
     options.setdefault("special", body["special"])
     session = Session(loaded, method, body["budget"], path=run_path, **options)

@@ -28,7 +28,7 @@ def open_text(where: str, seed: int = 0) -> TextSource:
         raise InputError(f"{where} is an address: fetch it first, as in curl ADDRESS | penstock run --input -.")
     path = Path(where)
     try:
-        if path.is_dir():
+        if where and path.is_dir():
             return FolderSource(path)
         if not where or not path.exists():
             raise InputError(f"there is no file or folder {where!r}: check the path.")
