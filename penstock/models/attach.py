@@ -13,6 +13,7 @@ plain.py, and adapters/.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ from penstock.errors import UnsupportedModel
 from penstock.memory import Geometry
 
 IMPLEMENTATION = "penstock"
+
+# Held while a model is being compiled in the background.  Compilers patch Python objects that all threads use (fx wraps
+# the calls of every module while it traces), so whoever runs a model for the first time waits, and a step that fails
+# meanwhile is run again (models/paths.py).
+COMPILING = threading.RLock()
 _OWN = "_penstock_own"  # where a model carries what it used before us
 Logits = Literal["last", "all", "none"]
 

@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psutil
@@ -25,13 +25,26 @@ import torch
 from torch import Tensor
 
 from penstock.core import Phase, Span
-from penstock.errors import UnknownName, UsageError
+from penstock.errors import PenstockError, UnknownName, UsageError
 from penstock.memory import Memory
-from penstock.models.attach import Attached, Logits, forward
+from penstock.models.attach import COMPILING, Attached, Logits, forward
 
 PATHS = ("auto", "eager", "compiled")
 _AFTER = 96  # steps of one kind before `auto` finds compiling worth its while
 _WORTH = 1.05  # speed-up below which a compiled step is not used
+
+
+_under_way = 0  # compilations in this process
+
+
+@contextlib.contextmanager
+def _counted() -> Iterator[None]:
+    global _under_way
+    _under_way += 1
+    try:
+        yield
+    finally:
+        _under_way -= 1
 
 
 class Compiled:
@@ -85,8 +98,13 @@ class Compiled:
             self._thread.join()
 
     def build(self, attached: Attached, memory: Memory) -> None:
-        """Compile now."""
+        """Compile now; one at a time in a process."""
         began = time.perf_counter()
+        with COMPILING, _counted():
+            self._build(attached, memory)
+        self.seconds = time.perf_counter() - began
+
+    def _build(self, attached: Attached, memory: Memory) -> None:
         try:
             scratch = Memory(attached.geometry, memory.cascades, memory.num_rows)
             for row in scratch.rows:
@@ -101,7 +119,6 @@ class Compiled:
             self.ready = True
         except Exception as error:  # a missing compiler, an operator the compiler does not know: stay eager, say why
             self.error = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        self.seconds = time.perf_counter() - began
 
     def _time(self, attached: Attached, scratch: Memory, run: Callable[[Any], Any]) -> float:
         """Median seconds of a step, after the calls that compile it."""
@@ -236,9 +253,32 @@ class Runner:
         if kind is not None and self._use(kind, phase):
             with self.memory.step(spans, phase) as step:
                 return self._get(kind)(ids, step)
-        positions = self._positions(spans) if attached.geometry.is_absolute else None
+        if _under_way and not self.memory.naive:
+            return self._beside_a_compiler(spans, ids, logits, phase)
+        return self._eager(spans, ids, logits, phase)
+
+    def _eager(self, spans: Sequence[Span], ids: Tensor, logits: Logits, phase: Phase) -> Tensor | None:
+        positions = self._positions(spans) if self.attached.geometry.is_absolute else None
         with self.memory.step(spans, phase) as step:
-            return attached.run(ids, step, positions, logits)
+            return self.attached.run(ids, step, positions, logits)
+
+    def _beside_a_compiler(self, spans: Sequence[Span], ids: Tensor, logits: Logits, phase: Phase) -> Tensor | None:
+        """An eager step while another thread compiles: if the compiler's patches break it, it is taken back and run
+        again when the compiler is done (rare; seen once in some thousand steps)."""
+        marks = [(self.memory.mark(span.row, span.count), span.row) for span in spans]
+        try:
+            try:
+                return self._eager(spans, ids, logits, phase)
+            except PenstockError:
+                raise
+            except Exception:
+                for mark, row in marks:
+                    self.memory.rollback(mark, row)
+                with COMPILING:
+                    return self._eager(spans, ids, logits, phase)
+        finally:
+            for mark, row in marks:
+                self.memory.commit(mark, row)
 
     def _positions(self, spans: Sequence[Span]) -> Tensor:
         parts = [torch.arange(self.memory.length(s.row), self.memory.length(s.row) + s.count) for s in spans]

@@ -25,7 +25,7 @@ from penstock.errors import UnsupportedModel
 from penstock.memory import Cascade, Everything, Geometry, Layer, Memory, Window
 from penstock.memory.positions import Encoding
 from penstock.models.adapters import adapter_for
-from penstock.models.attach import Attached, CalledWithoutMemory, Own, Recorder, forward
+from penstock.models.attach import COMPILING, Attached, CalledWithoutMemory, Own, Recorder, forward
 from penstock.models.encodings import PROBE_POSITIONS, UNEXPLAINED, Encodings, frequencies, only_turned, reach
 from penstock.models.masks import PROBE, window_of
 
@@ -59,9 +59,11 @@ def attach(hf: nn.Module, verify: bool = True) -> Attached:
         return Attached(hf, known, int(text.vocab_size), own, adapter)
     attached = Attached(hf, Geometry((), weights.dtype, weights.device), int(text.vocab_size), own, adapter)
     try:
-        attached.geometry = _Probe(attached, text, name).geometry()
+        with COMPILING:
+            attached.geometry = _Probe(attached, text, name).geometry()
         if verify:
-            difference, tolerance = compare_with_native(attached)
+            with COMPILING:
+                difference, tolerance = compare_with_native(attached)
             if not difference <= tolerance:
                 raise UnsupportedModel(
                     f"{name} gives other logits through penstock than by itself (they differ by {difference:.2g}): "
