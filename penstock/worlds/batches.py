@@ -17,12 +17,12 @@ from penstock.worlds.net import FarView, clamped_view
 from penstock.worlds.tokenizer import EOS_ID, encode
 from penstock.worlds.views import Row, Rows
 
-FIRST_CONTEXT = 128
+FIRST_CONTEXT = 512
 LAST_CONTEXT = 512
 
 # rows of each kind in a step, and the share of the loss that the kind has
-LOOKUP = {"stream": (0.4, 0.4), "scattered": (0.1, 0.1), "copy": (0.5, 0.5)}
-MIXED = {"text": (0.625, 1.0), "stream": (0.125, 0.15), "scattered": (0.125, 0.2), "copy": (0.125, 0.05)}
+LOOKUP = {"stream": (0.375, 0.4), "scattered": (0.125, 0.1), "copy": (0.5, 0.5)}
+MIXED = {"text": (0.625, 1.0), "stream": (0.125, 0.4), "scattered": (0.125, 0.4), "copy": (0.125, 0.1)}
 
 
 class Batch(NamedTuple):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     passages: int = 0
-    context: int = 128
+    context: int = 512
     has_lookup: bool = False
     seconds: float = 0.0
 
@@ -67,8 +68,6 @@ def load_run(folder: Path, net: Net, optimizers: list[torch.optim.Optimizer]) ->
     if not path.exists():
         raise InputError(f"there is no training state in {folder}: leave out --resume to start a new training.")
     try:
-        from safetensors import safe_open
-
         with safe_open(path, framework="pt") as file:
             progress = Progress(**json.loads(file.metadata()["progress"]))
         tensors = load_file(path)
@@ -98,6 +97,7 @@ def export(folder: Path, net: Net) -> None:
         (folder / "config.json").write_text(json.dumps(net.config.to_hf(), indent=2, sort_keys=True) + "\n")
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
         save_file(tensors, folder / "model.tmp", metadata={"format": "pt"})
+        (folder / "model.tmp").chmod(0o644)  # safetensors writes files for their owner alone
         os.replace(folder / "model.tmp", folder / "model.safetensors")
     except OSError as error:
         raise OutputError(f"cannot write the model to {folder}: choose another folder with --out.") from error

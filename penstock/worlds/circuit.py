@@ -15,8 +15,8 @@ from torch import Tensor, nn
 _BACK = 4  # how many tokens back the first layer reads
 _STRENGTH = 1.9  # of the distance heads: about 0.96 of the attention goes to the wanted token
 _MATCH = 1.3  # of queries and keys in the second layer
-_WRITE = 0.05  # size of what heads write, beside embeddings of standard deviation 0.02
-_CONSTANT = 0.04  # dimension 0 of every embedding; through the tied output it shifts all logits alike
+_WRITE = 0.1  # size of what heads write, beside embeddings of standard deviation 0.04
+_CONSTANT = 0.08  # dimension 0 of every embedding; through the tied output it shifts all logits alike
 
 
 @torch.no_grad()

@@ -200,7 +200,8 @@ class Net(nn.Module):
         shrink = 1 / math.sqrt(2 * config.num_hidden_layers)
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
-                std = 0.02 * (shrink if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
+                std = 0.04 if "embed" in name else 0.02
+                std *= shrink if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
                 nn.init.normal_(weight, std=std, generator=generator)
         if config.num_hidden_layers > 1:
             layers = [module for module in self.modules() if isinstance(module, Attention)]

@@ -44,11 +44,11 @@ class TrainConfig:
 
     out: str = "tiny-model"  # where the model folder is written
     run: str = "runs/tiny"  # where the training state is kept
-    tokens: int = 8_000_000  # tokens to train on in all
+    tokens: int = 6_000_000  # tokens to train on in all
     seed: int = 0  # names the training
-    batch_tokens: int = 2048  # tokens per step; twice as many once look-up works
+    batch_tokens: int = 4096  # tokens per step
     lr: float = 2e-3  # peak learning rate
-    decay: float = 0.5  # last share of the tokens in which the rate falls to 2 percent
+    decay: float = 0.6  # last share of the tokens in which the rate falls to 2 percent
     save_every: int = 50  # steps between saved states
     stop_after: float = 0.0  # minutes after which to save and stop; 0 is never
     compile: bool = True  # compile the step
@@ -59,8 +59,8 @@ def make_optimizers(net: Net, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
     matrices = [p for name, p in net.named_parameters() if p.dim() == 2 and "embed" not in name]
     others = [p for name, p in net.named_parameters() if p.dim() != 2 or "embed" in name]
-    muon = [{"params": matrices, "scale": 2.5}]
-    adam = [{"params": others, "scale": 1.0}]
+    muon = [{"params": matrices, "scale": 1.0}]
+    adam = [{"params": others, "scale": 0.5}]
     return [
         torch.optim.Muon(muon, lr=lr, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(adam, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
@@ -100,7 +100,7 @@ class Trainer:
         """One step; returns what the log shows."""
         state, config = self.state, self.config
         is_full = state.context == LAST_CONTEXT
-        num_tokens = config.batch_tokens * 2 if state.has_lookup else config.batch_tokens
+        num_tokens = config.batch_tokens
         clamped = is_full and state.step % 5 == 4
         batch = self.batches.make(state.step, state.context, num_tokens, state.has_lookup, clamped)
         for optimizer in self.optimizers:
