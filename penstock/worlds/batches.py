@@ -17,9 +17,6 @@ from penstock.worlds.net import FarView, clamped_view
 from penstock.worlds.tokenizer import EOS_ID, encode
 from penstock.worlds.views import Row, Rows
 
-FIRST_CONTEXT = 512
-LAST_CONTEXT = 512
-
 # rows of each kind in a step, and the share of the loss that the kind has
 LOOKUP = {"stream": (0.375, 0.4), "scattered": (0.125, 0.1), "copy": (0.5, 0.5)}
 MIXED = {"text": (0.625, 1.0), "stream": (0.125, 0.4), "scattered": (0.125, 0.4), "copy": (0.125, 0.1)}
@@ -53,7 +50,6 @@ class Batches:
         tokenizer: the tokenizer of the model.
         text: training text as ids.
         seed: of everything random.
-        rows_per_step: token budget of a step, divided by the context.
     """
 
     def __init__(self, tokenizer: Tokenizer, text: Sequence[int], seed: int) -> None:

@@ -25,7 +25,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     passages: int = 0
-    context: int = 512
+    context: int = 512  # tokens per row
     has_lookup: bool = False
     seconds: float = 0.0
 

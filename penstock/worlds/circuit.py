@@ -31,7 +31,7 @@ def prepare_copying(
 ) -> None:
     """Write the circuit into two attention modules with `q_proj`, `k_proj`, `v_proj`, `o_proj` (Llama's names).
 
-    Needs at least four heads in two key-value groups; smaller models are left as they are.
+    Needs four heads of width 16 or more and a hidden width of five heads; smaller models are left as they are.
     """
     q0, k0, v0, o0 = _weights(first)
     q1, k1, v1, o1 = _weights(second)
@@ -52,10 +52,10 @@ def prepare_copying(
     spaces = [frame[:, _rows(index, dim)] for index in range(width // dim)]
     read = spaces[_BACK].T
     for head in range(_BACK):
-        rows, group = _rows(head, dim), _rows(head // groups, dim)
+        rows, shared = _rows(head, dim), _rows(head // groups, dim)
         q0[rows, 0] = scale * torch.cat([(angle * (head + 1)).cos(), -(angle * (head + 1)).sin()])
-        k0[group, 0] = scale * torch.cat([torch.ones(half), torch.zeros(half)])
-        v0[group] = read
+        k0[shared, 0] = scale * torch.cat([torch.ones(half), torch.zeros(half)])
+        v0[shared] = read
         o0[:, rows] = _WRITE * spaces[head]
 
     slow = torch.nonzero(angle < 1 / 400).flatten()  # pairs that turn little over a context: they match at any distance

@@ -30,7 +30,7 @@ def contiguous(encode: Encoder, context: int, num_rows: int, seed: int, bos: boo
     while len(made) < num_rows:
         stream = Stream([BOS_ID] if bos else [])
         while len(stream.ids) < context + 40:
-            rows._extend(stream, rng)
+            rows.extend(stream, rng)
         question = encode(stream.facts[0].fact.question)
         room = context - len(question)
         cut = 0 if bos else rng.randrange(30)
@@ -52,7 +52,7 @@ def scattered(encode: Encoder, context: int, num_rows: int, seed: int, window: i
     while len(made) < num_rows:
         stream = Stream([BOS_ID])
         while len(stream.ids) < context * 4:
-            rows._extend(stream, rng)
+            rows.extend(stream, rng)
         question = encode(stream.facts[0].fact.question)
         begin = len(stream.ids) - window
         num_blocks, spare = divmod(context - window - len(question) - 4, block)

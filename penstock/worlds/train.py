@@ -27,7 +27,7 @@ from torch import Tensor
 
 from penstock.errors import PenstockError
 from penstock.worlds import probe
-from penstock.worlds.batches import LAST_CONTEXT, Batch, Batches, library_tokens
+from penstock.worlds.batches import Batch, Batches, library_tokens
 from penstock.worlds.checkpoint import Progress as State
 from penstock.worlds.checkpoint import export, load_run, save_run
 from penstock.worlds.evaluate import EvalConfig, evaluate
@@ -99,10 +99,8 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """One step; returns what the log shows."""
         state, config = self.state, self.config
-        is_full = state.context == LAST_CONTEXT
-        num_tokens = config.batch_tokens
-        clamped = is_full and state.step % 5 == 4
-        batch = self.batches.make(state.step, state.context, num_tokens, state.has_lookup, clamped)
+        clamped = state.step % 5 == 4
+        batch = self.batches.make(state.step, state.context, config.batch_tokens, state.has_lookup, clamped)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, state) * group["scale"]
@@ -118,9 +116,8 @@ class Trainer:
 
     def _backward(self, batch: Batch, rows_per_pass: int = 8) -> dict[str, float]:
         text, other, num_text = 0.0, 0.0, 0
-        size = len(batch.tokens) if batch.tokens.shape[1] < LAST_CONTEXT else rows_per_pass
-        for at in range(0, len(batch.tokens), size):
-            part = slice(at, at + size)
+        for at in range(0, len(batch.tokens), rows_per_pass):
+            part = slice(at, at + rows_per_pass)
             view = FarView(*(t[part] for t in batch.view)) if batch.view is not None else None
             with torch.autocast("cpu", torch.bfloat16):
                 losses: Tensor = self.losses(batch.tokens[part], view)
@@ -141,7 +138,7 @@ class Trainer:
     def heldout_loss(self, num_rows: int = 8) -> float:
         """Cross entropy in nats per token on rows spread over the held-out text."""
         stride = len(self.heldout) // num_rows
-        rows = torch.tensor([[0, *self.heldout[i * stride : i * stride + LAST_CONTEXT]] for i in range(num_rows)])
+        rows = torch.tensor([[0, *self.heldout[i * stride : i * stride + self.state.context]] for i in range(num_rows)])
         return float(self.net.losses(rows).mean())
 
     def save(self) -> None:
@@ -155,10 +152,7 @@ class Trainer:
         state = self.state
         found = {"recall": self.recall(state.context)}
         if found["recall"] > 0.93 and not state.has_lookup:
-            if state.context == LAST_CONTEXT:
-                state.has_lookup = True
-            else:
-                state.context *= 2
+            state.has_lookup = True
         if state.has_lookup:
             found["heldout"] = self.heldout_loss()
         return found
@@ -174,10 +168,10 @@ class Trainer:
             shown: dict[str, float] = {}
             try:
                 while state.tokens < config.tokens:
-                    wait_for_quiet()
+                    paused = wait_for_quiet()
                     report = self.step()
                     now = time.monotonic()
-                    state.seconds, last = state.seconds + now - last, now
+                    state.seconds, last = state.seconds + now - last - paused, now
                     if state.step % (50 if state.has_lookup else 25) == 0:
                         shown = report | self._check()
                         line = {"step": state.step, "tokens": state.tokens, "context": state.context} | shown
@@ -215,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "text":
             Trainer(TrainConfig(**options), Console(stderr=True)).run()
         else:
-            evaluate(EvalConfig(**options), Console())
+            evaluate(EvalConfig(**options), Console(width=110))
     except PenstockError as error:
         print(f"penstock: {error}", file=sys.stderr)
         return error.exit_code

@@ -79,7 +79,7 @@ class Rows:
     near_misses: float = 0.15
     next_passage: int = 0
 
-    def _extend(self, stream: Stream, rng: random.Random) -> None:
+    def extend(self, stream: Stream, rng: random.Random) -> None:
         """Append the next passage."""
         passage = self.world.passage(self.next_passage)
         self.next_passage += 1
@@ -111,7 +111,7 @@ class Rows:
         lead = rng.random()  # how readily a row asks: from a question after each passage to one burst at the end
         while len(row.ids) < self.length:
             piece = Stream()
-            self._extend(piece, rng)
+            self.extend(piece, rng)
             cut = 0 if bos or row.ids else rng.randrange(len(piece.ids))
             row.ids.extend(piece.ids[cut:])
             row.weights.extend([self.other_weight] * (len(piece.ids) - cut))
@@ -133,7 +133,7 @@ class Rows:
         window = max(1, room - num_sinks - num_blocks * block)
         stream = Stream([BOS_ID])
         while len(stream.ids) < room * 3 + window:
-            self._extend(stream, rng)
+            self.extend(stream, rng)
         begin = len(stream.ids) - window
         starts = self._block_starts(stream, rng, num_blocks, block, num_sinks, begin)
         spans = [(0, num_sinks), *((start, start + block) for start in starts), (begin, len(stream.ids))]
@@ -149,7 +149,7 @@ class Rows:
                 break
         while len(ids) < self.length:  # nothing left to ask: the stream goes on
             more = Stream()
-            self._extend(more, rng)
+            self.extend(more, rng)
             ids += more.ids
             weights += [self.other_weight] * len(more.ids)
         return Row(ids[: self.length], weights[: self.length])
