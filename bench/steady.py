@@ -76,7 +76,7 @@ class Cell:
 
     def agreement(self) -> dict[str, Any]:
         """Largest difference of the last logits to the concatenating scheme, after the same tokens one by one."""
-        tokens = token_stream(self.shape, 48 if self.arguments.quick else AGREEMENT_TOKENS[self.shape.name], seed=1)
+        tokens = token_stream(self.shape, 12 if self.arguments.quick else AGREEMENT_TOKENS[self.shape.name], seed=1)
         logits: dict[str, list[float]] = {}
         for contestant in self.contestants:
             try:
