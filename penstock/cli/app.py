@@ -15,12 +15,13 @@ import typer.main
 
 from penstock import PenstockError, __version__
 from penstock.cli.check import CheckOptions, check
-from penstock.cli.derive import command_of
+from penstock.cli.derive import Aborted, command_of
 from penstock.cli.doctor import DoctorOptions, doctor
 from penstock.cli.methods import MethodsOptions, methods
 from penstock.cli.options import RunOptions
 from penstock.cli.output import ClosedOutput, Output, abandon_stdout, closed_or_failed, say
 from penstock.cli.run import run
+from penstock.errors import UsageError
 
 ABORTED = 130  # as a shell reports a program that Ctrl-C ended
 
@@ -40,23 +41,22 @@ for _options, _function in _COMMANDS:
     app.command()(command_of(_options)(_function))
 
 
-def _version(wanted: bool) -> None:
-    if not wanted:
-        return
-    if "--json" in sys.argv:
-        Output(True).document({"penstock": __version__})
-    else:
-        Output().write(f"penstock {__version__}\n")
-    raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _top(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)]
-    = False,
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     json: Annotated[bool, typer.Option("--json", help="With --version: as a JSON document.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Run transformer models on streams that never end."""
+    if version:
+        out = Output(json)
+        if json:
+            out.document({"penstock": __version__})
+        else:
+            out.write(f"penstock {__version__}\n")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        raise UsageError("nothing to do: give a command, penstock --help lists them.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClosedOutput:
         abandon_stdout()
         code = 0
-    except KeyboardInterrupt:
+    except (Aborted, KeyboardInterrupt):
         code = _tell("aborted.", ABORTED, as_json)
     except Exception as error:
         if debug:
@@ -91,8 +91,6 @@ def _explained(error: Exception) -> tuple[str, int]:
     if hasattr(error, "format_message"):  # typer's own: an unknown option, a value of the wrong kind
         sentence = str(error.format_message()).strip() or "nothing to do: give a command."
         return sentence if sentence.endswith((".", "?", "!")) else f"{sentence}.", int(getattr(error, "exit_code", 2))
-    if type(error).__name__ == "Abort":
-        return "aborted.", ABORTED
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "not enough memory: use a smaller model, --dtype bfloat16 or a smaller --budget.", 1
     if isinstance(error, OSError):

@@ -14,6 +14,10 @@ import typer
 T = TypeVar("T")
 
 
+class Aborted(Exception):
+    """Somebody pressed Ctrl-C and does not want to wait."""
+
+
 def option(default: Any, help: str, metavar: str | None = None) -> Any:
     """A field that becomes `--its-name`."""
     return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
@@ -37,7 +41,10 @@ def command_of(options: type[T]) -> Callable[[Callable[[T], int | None]], Callab
 
     def derive(function: Callable[[T], int | None]) -> Callable[..., int | None]:
         def command(**values: Any) -> int | None:
-            return function(options(**values))
+            try:
+                return function(options(**values))
+            except KeyboardInterrupt:  # typer has an end of its own for it
+                raise Aborted from None
 
         hints = typing.get_type_hints(options)
         # The fields of the base class come first in a dataclass and last in a help text.
