@@ -185,7 +185,8 @@ def forkable(case: Case) -> float:
     """A fork and its original go on as if the other did not exist, in the same memory and in another."""
     past, worst = tiny_tokens(45, 10), 0.0
     memory, other = case.memory(2), case.memory()
-    case.feed(memory, past, 7)
+    case.feed(memory, past[:40], 7)
+    case.feed(memory, past[40:], 1)
     memory.copy_row(0, memory, 1)
     memory.copy_row(0, other, 0)
     futures = [tiny_tokens(40, seed) for seed in (11, 12, 13)]
@@ -208,14 +209,14 @@ def resumable(case: Case) -> None:
     """Saved, loaded in a new process, continued there: the same bits as going on here."""
     tokens = tiny_tokens(120, 14)
     with tempfile.TemporaryDirectory() as folder:
-        for length, chunk in ((3, 1), (77, 1), (77, 7), (90, None)):
+        for length, cut, chunk in ((3, 13, 1), (77, 13, 1), (77, 1, 7), (90, 1, None)):
             memory = case.memory()
-            case.feed(memory, tokens[:length], 13)
-            saved = Path(folder) / f"{length}-{chunk}"
+            case.feed(memory, tokens[:length], cut)  # a step of one may leave other traces than a longer one
+            saved = Path(folder) / f"{length}-{cut}-{chunk}"
             save_file({name: t.contiguous() for name, t in memory.save_row().items()}, saved)
             there = elsewhere().continues(case.id, saved, length, tokens[length:], chunk)
             here = case.feed(memory, tokens[length:], chunk)
-            assert torch.equal(there, here), f"after {length} tokens, in steps of {chunk}"
+            assert torch.equal(there, here), f"after {length} tokens in steps of {cut}, in steps of {chunk}"
 
 
 def deterministic(case: Case) -> None:

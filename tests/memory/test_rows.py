@@ -22,12 +22,13 @@ FULL = CASCADES["sinks and window"]
 
 @pytest.mark.parametrize("cascade", CASCADES.values(), ids=CASCADES)
 @pytest.mark.parametrize("length", [0, 1, 5, 8, 30, 300])
-def test_save_and_load_continue_bit_identically(cascade: Cascade, length: int) -> None:
+@pytest.mark.parametrize("cut", [1, 7])
+def test_save_and_load_continue_bit_identically(cascade: Cascade, length: int, cut: int) -> None:
     """Through the bytes of a file, into another row of a memory that was used before."""
     stack, stream = Stack(windows=(None, 3)), tokens(length)
     memory, other = stack.memory(cascade, 2), stack.memory(cascade, 2)
     if length:
-        stack.feed(memory, stream, 7, row=1)
+        stack.feed(memory, stream, cut, row=1)
     stack.feed(other, tokens(50, 9), row=0)
     other.load_row(read(write(memory.save_row(1))), length, row=0)
     assert other.length(0) == length
@@ -41,7 +42,8 @@ def test_saved_entries_are_in_stream_order() -> None:
     """Whatever slot an entry has: its value names the token that it came from."""
     stack, stream = Stack(), tokens(33)
     memory = stack.memory(FULL)
-    stack.feed(memory, stream, 5)
+    stack.feed(memory, stream[:30], 5)
+    stack.feed(memory, stream[30:], 1)  # turns the sinks' keys where they are read
     saved = memory.save_row()
     for layer in range(2):
         held = torch.tensor(stream[-6:])
