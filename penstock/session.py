@@ -105,6 +105,7 @@ class Session:
         self.budget = entries_for(
             self.method, geometry, default_budget(model) if budget is None else Budget.parse(budget)
         )
+        check_supported(geometry, self.method, self.budget)
         self._memory = Memory(geometry, self.method.cascades(geometry, self.budget))
         self.runner = Runner(model.attached, self._memory, path, chunk)
         self.memory = RememberedMemory(self)

@@ -65,6 +65,9 @@ class Compiled:
         def decode(tokens: Tensor, step: Any, positions: Tensor | None) -> Tensor | None:
             return forward(hf, adapter, tokens, step, positions, logits)
 
+        # Compiled graphs are filed under the code object, and without guards the first one would serve every model and
+        # kind of step: each gets a code object of its own.
+        decode.__code__ = decode.__code__.replace(co_name=f"decode_{id(self)}_{count}")
         self._settings = _settings(attached)
         guards = (
             {"guard_filter_fn": skip} if (skip := getattr(torch.compiler, "skip_all_guards_unsafe", None)) else None
