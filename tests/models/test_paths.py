@@ -48,7 +48,7 @@ def test_compiled_steps_equal_eager_ones_round_the_ring_and_in_a_fork() -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
 def test_two_models_and_two_kinds_of_step_do_not_share_a_graph() -> None:
-    """Graphs are filed under a code object; without guards, a second model once ran the first one's (logits off by 5)."""
+    """Graphs are filed under a code object; without guards, a second model once ran the graph of the first one."""
     for seed in (0, 1):
         model = tiny_model("llama", seed=seed).to(torch.bfloat16)
         eager, compiled = session("eager", model=model), session("compiled", model=model)
