@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -28,11 +28,10 @@ def refused(data: bytes, cuts: list[int] | None = None) -> bool:
     check = TextCheck("it")
     borders = [0, *sorted(min(c, len(data)) for c in cuts or []), len(data)]
     try:
-        for start, stop in zip(borders, borders[1:]):
+        for start, stop in pairwise(borders):
             check.push(data[start:stop])
         check.push(b"", end=True)
-    except InputError as error:
-        assert str(error).startswith("it is ")
+    except InputError:
         return True
     return False
 
