@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 BUFFER_BYTES = 1 << 30
-PASSES = 9
+PASSES = 40
 
 SOURCE = """
 #include <stddef.h>

@@ -1,9 +1,9 @@
 """How are contestants compared fairly? One short visit each, round after round, so that a disturbance hits all alike.
 
 A round visits every contestant once, each time starting with another one; a visit takes a few steps after an untimed
-lead-in step, and its value is the median step (plus the amortised share of a rarer event). Medians and spread are
-taken over rounds; a ratio is the ratio of medians, its spread that of the ratios inside single rounds. A slow
-contestant stops after its share of time, with at least `least` rounds.
+lead-in step (none for steps of more than `longest_lead` seconds), and its value is the median step (plus the amortised
+share of a rarer event). Medians and spread are taken over rounds; a ratio is the ratio of medians, its spread that of
+the ratios inside single rounds. A slow contestant stops after its share of time, with at least `least` rounds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.peers.client import Contestant, Failed
 from bench.peers.protocol import Skip
@@ -28,6 +28,7 @@ class Plan:
     least: int = 3
     visit_seconds: float = 0.4  # aim of one visit
     most_steps: int = 8
+    longest_lead: float = 3.0
     share_seconds: float = 30.0  # of one contestant in one cell
 
 
@@ -78,9 +79,17 @@ def ratio(peer: Series, ours: Series) -> dict[str, float]:
     return {"ratio": peer.median / ours.median, "p10": low, "p90": high}
 
 
-def steps_per_visit(step_seconds: float, plan: Plan) -> int:
-    """As many steps as fit the aim of a visit."""
-    return max(1, min(plan.most_steps, round(plan.visit_seconds / max(step_seconds, 1e-6))))
+class Visit(NamedTuple):
+    """How many steps a visit takes, the lead-in apart."""
+
+    lead: int
+    steps: int
+
+    @classmethod
+    def of(cls, step_seconds: float, plan: Plan) -> Visit:
+        """As many timed steps as fit the aim of a visit, at least one."""
+        fitting = round(plan.visit_seconds / max(step_seconds, 1e-6))
+        return cls(int(step_seconds < plan.longest_lead), max(1, min(plan.most_steps, fitting)))
 
 
 def interleave(
@@ -91,13 +100,12 @@ def interleave(
 ) -> dict[str, Series]:
     """Visit all contestants round after round.
 
-    `visit(contestant, steps, phase)` returns the reply with `seconds` (the first one is the lead-in and is dropped
-    when there are several) and `amortised`. `problem(name, message)` hears of contestants that skip or break; they
-    take no further part in this cell.
+    `visit(contestant, steps, phase)` returns the reply with `seconds` of every step and `amortised`.
+    `problem(name, message)` hears of contestants that skip or break; they take no further part in this cell.
     """
     active = list(contestants)
     series = {contestant.name: Series() for contestant in active}
-    steps: dict[str, int] = {}
+    visits: dict[str, Visit] = {}
     for index in range(-1, plan.rounds):  # round -1 warms up and finds out how long a step takes
         turn = index % len(active) if active else 0
         for contestant in active[turn:] + active[:turn]:
@@ -105,17 +113,17 @@ def interleave(
             if len(own.rounds) >= plan.least and own.spent > plan.share_seconds:
                 continue
             try:
-                count = steps.get(name, 1) + 1 if steps.get(name, 2) > 1 else 1
-                reply = visit(contestant, count, (max(index, 0) + 0.5) * GOLDEN % 1.0)
+                planned = visits.get(name, Visit(lead=1, steps=1))
+                reply = visit(contestant, planned.lead + planned.steps, (max(index, 0) + 0.5) * GOLDEN % 1.0)
             except (Skip, Failed) as reason:
                 problem(name, str(reason))
                 active.remove(contestant)
                 series.pop(name)
                 continue
             seconds: list[float] = reply["seconds"]
-            timed = seconds[1:] or seconds
+            timed = seconds[planned.lead :]
             if index < 0:
-                steps[name] = steps_per_visit(timed[-1], plan)
+                visits[name] = Visit.of(timed[-1], plan)
                 continue
             own.spent += sum(seconds)
             own.rounds[index] = statistics.median(timed) + reply["amortised"]
