@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from penstock.cli.options import RunOptions
 from penstock.cli.output import ClosedOutput, Output, abandon_stdout, closed_or_failed, say
 from penstock.cli.run import run
 from penstock.errors import UsageError
+from penstock.models.attach import COMPILING
 
 ABORTED = 130  # as a shell reports a program that Ctrl-C ended
 
@@ -130,8 +130,9 @@ def _leave(code: int, is_process: bool) -> int:
     except (OSError, AttributeError, ValueError):
         code = code or 1
         abandon_stdout()
-    busy = [thread for thread in threading.enumerate() if thread.name == "penstock-compile"]
-    if busy and is_process:
+    if COMPILING.acquire(blocking=False):
+        COMPILING.release()
+    elif is_process:
         if sys.stderr:
             sys.stderr.flush()
         os._exit(code)

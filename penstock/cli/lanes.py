@@ -62,8 +62,8 @@ class Lane:
     def name(self) -> str:
         return str(self.session.method)
 
-    def read(self, tokens: Sequence[int]) -> None:
-        """One step."""
+    def read(self, tokens: Sequence[int]) -> float:
+        """One step; returns its seconds."""
         session, meter = self.session, self.session.meter
         at, nll, predictions, seconds = session.tokens, meter.nll_sum, meter.predictions, meter.seconds
         session.ingest(tokens)
@@ -78,6 +78,7 @@ class Lane:
             self._first.append(took)
         if self.compared and self.session.memory.budget_bytes is None:
             self.stopped = self._verdict()
+        return took
 
     @property
     def nll_now(self) -> float | None:

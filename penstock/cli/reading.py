@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from penstock.cli.interrupts import Interrupts
 from penstock.cli.lanes import Lane
+from penstock.cli.threads import Threads
 from penstock.errors import InputError
 from penstock.io import TextSource
 
@@ -25,6 +26,7 @@ class Reading:
     def __init__(self, source: TextSource, lanes: list[Lane], limit: int | None, interrupts: Interrupts) -> None:
         self.source, self.lanes, self.limit, self.interrupts = source, lanes, limit, interrupts
         self.main = lanes[0]
+        self.threads = Threads() if self.main.session.model.attached.device.type == "cpu" else None
         self.start = self.main.session.tokens
         self.waited = 0.0  # seconds without input
         self.aside = 0.0  # seconds that the other lanes took
@@ -97,7 +99,9 @@ class Reading:
                 self.ended = "tokens"
 
     def _step(self, tokens: list[int]) -> None:
-        self.main.read(tokens)
+        took = self.main.read(tokens)
+        if self.threads is not None and len(tokens) == self.main.session.chunk:
+            self.threads.note(took)
         began = time.perf_counter()
         for lane in self.lanes[1:]:
             if lane.stopped is None:

@@ -96,6 +96,8 @@ class Run:
             self.interrupts.next_phase()
             saved = self.options.save is not None and self._guarded(self._save)
             drawn = self._guarded(self._draw) if self._picture else False
+        if self.reading and self.reading.threads:
+            self.reading.threads.restore()
         facts["question"], facts["answer"] = self.options.ask, self.answer
         facts["saved"] = str(self.options.save) if saved else None
         facts["plot"] = str(self._picture) if drawn else None

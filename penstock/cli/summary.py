@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import psutil
+import torch
 from rich.table import Table
 from rich.text import Text
 
@@ -103,6 +104,7 @@ def summary(
         "chunk": session.chunk,
         "device": str(session.model.attached.device),
         "dtype": str(session.model.attached.geometry.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
         "path": session.runner.status,
         "input": reading.source.name if reading else None,
         "ended": reading.ended if reading else None,

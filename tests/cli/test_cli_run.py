@@ -226,10 +226,10 @@ def test_a_signal_ends_the_reading_and_everything_is_kept(
     kept = tmp_path / "kept"
     read = Lane.read
 
-    def signalled(self: Lane, tokens: list[int]) -> None:
+    def signalled(self: Lane, tokens: list[int]) -> float:
         if self.session.tokens == 320:
             os.kill(os.getpid(), number)
-        read(self, tokens)
+        return read(self, tokens)
 
     monkeypatch.setattr(Lane, "read", signalled)
     arguments = ("--input", "world:facts", "--save", kept, "--ask", "So?", "--max-new", 3)
