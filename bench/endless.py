@@ -34,11 +34,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "penstock" / "models" / "tiny"
 DATA = ROOT.parent / "shared" / "data"
 ROWS = ("dense", "window", "streaming-llm")
+Text = str | list[int]
 GROWTH_GOAL = 2_000_000  # bytes
 
 
-def find_source(text: str) -> tuple[Path, list[tuple[str, str]]]:
-    """The model's folder and its texts by name."""
+def find_source(text: str) -> tuple[Path, list[tuple[str, Text]]]:
+    """The model's folder and its texts by name; sampled stories are token identifiers already."""
     stories = DATA / "weights" / "tinystories-656k"
     if text == "auto":
         text = "books" if stories.is_dir() and (DATA / "text").is_dir() else "library"
@@ -55,13 +56,13 @@ def find_source(text: str) -> tuple[Path, list[tuple[str, str]]]:
     return SHIPPED, [("the held-out library", "".join(part.text for part in documents(heldout=True)))]
 
 
-def encode(model: Path, texts: list[tuple[str, str]], tokens: int, path: Path) -> dict[str, Any]:
+def encode(model: Path, texts: list[tuple[str, Text]], tokens: int, path: Path) -> dict[str, Any]:
     """Write the identifiers of the joined (and, if short, repeated) texts; returns what was done."""
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.no_truncation()
     ids: list[int] = []
     for _, text in texts:
-        ids += tokenizer.encode(text, add_special_tokens=False).ids
+        ids += tokenizer.encode(text, add_special_tokens=False).ids if isinstance(text, str) else text
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     first = config.get("bos_token_id")
     stream = np.resize(np.array(ids, dtype=np.int32), tokens)  # repeats when short
@@ -73,7 +74,6 @@ def encode(model: Path, texts: list[tuple[str, str]], tokens: int, path: Path) -
         "texts": [name for name, _ in texts],
         "distinct_tokens": min(len(ids), tokens),
         "read_times_over": max(1.0, round(tokens / len(ids), 2)),
-        "characters_per_token": round(sum(len(text) for _, text in texts) / len(ids), 2),
         "context": config.get("max_position_embeddings"),
     }
 
