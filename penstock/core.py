@@ -11,10 +11,8 @@ import re
 import time
 from dataclasses import dataclass
 from decimal import Decimal
-from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
-
-from torch import Tensor
+from enum import IntEnum, StrEnum
+from typing import Any, Protocol
 
 from penstock.errors import BudgetError
 
@@ -49,16 +47,13 @@ class Span:
     count: int
 
 
-class Entries(NamedTuple):
-    """Keys and values of one row and one layer, in stream order, on their way from segment to segment.
+class Kind(IntEnum):
+    """What a token is: memories may route kinds apart, number them apart, hide them from each other."""
 
-    `position` is the index the keys were rotated to, or None when they are raw (not rotated).
-    """
-
-    key: Tensor  # [Hkv, T, D]
-    value: Tensor  # [Hkv, T, Dv]
-    seen: Tensor  # [T] int64, index in the stream
-    position: Tensor | None  # [T] int64
+    TEXT = 0
+    VISION = 1
+    AUDIO = 2
+    ANSWER = 3  # written by the model
 
 
 _UNITS = {"B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}

@@ -144,14 +144,18 @@ class Session:
             raise InputError("this session has no tokenizer: open it with one, or feed token ids with ingest().")
         return self.encoder
 
-    def ingest(self, tokens: Sequence[int], phase: Phase = Phase.INGEST) -> int:
-        """Read token ids; returns their number."""
+    def ingest(
+        self, tokens: Sequence[int], phase: Phase = Phase.INGEST, kinds: Sequence[int] | None = None
+    ) -> int:  # fmt: skip
+        """Read token ids (of kinds, core.Kind; text if not given); returns their number."""
         if phase is Phase.INGEST:
             self._check_idle()
         self._check_tokens(tokens)
+        if kinds is not None and len(kinds) != len(tokens):
+            raise InputError(f"got {len(tokens)} tokens and {len(kinds)} kinds: give one kind per token.")
         for start in range(0, len(tokens), self.chunk):
             part = list(tokens[start : start + self.chunk])
-            self._step(part, phase)
+            self._step(part, phase, None if kinds is None else torch.tensor(kinds[start : start + self.chunk]))
         return len(tokens)
 
     def _check_idle(self) -> None:
@@ -167,10 +171,10 @@ class Session:
                     f"token {token} is not in the vocabulary of {size}: encode with this model's tokenizer."
                 )
 
-    def _step(self, tokens: list[int], phase: Phase) -> None:
+    def _step(self, tokens: list[int], phase: Phase, kinds: Tensor | None = None) -> None:
         """One step of the model, with its bookkeeping: log, losses, latency, evictions."""
         at, began = self.tokens, time.perf_counter()
-        logits = self.runner.step([Span(0, len(tokens))], tokens, "all" if self.measure else "last", phase)
+        logits = self.runner.step([Span(0, len(tokens))], tokens, "all" if self.measure else "last", phase, kinds)
         assert logits is not None
         newest = logits[-1]
         losses = self._losses(logits, tokens) if self.measure else []
@@ -179,8 +183,7 @@ class Session:
         self.meter.losses(at + len(tokens) - len(losses), losses)
         self.log.append(tokens)  # last: its file may be on a full disk, and the session must be whole then
         if self._on_evict:
-            gone = self._memory.evicted(at, self.tokens)
-            if gone:
+            for gone in self._memory.evicted(at, self.tokens):
                 event = Evicted(gone, tuple(self.log.slice(gone.start, gone.stop)))
                 for callback in self._on_evict:
                     callback(event)

@@ -17,15 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from penstock.core import Phase, Span
+from penstock.core import Kind, Phase, Span
 from penstock.errors import CompositionError, ContextFull, MemoryStateError, NotRewindable
-from penstock.memory.cascade import Cascade
-from penstock.memory.layout import Geometry, Layer
-from penstock.memory.naive import NaiveGroup
-from penstock.memory.ring import RingGroup
-from penstock.memory.rows import Undo, can_rewind, check_state, clear, copy_row, load_row, save_row, shift_row
+from penstock.memory import flow_rows, groups
+from penstock.memory.cascade import Cascade, Placement
+from penstock.memory.flow import FlowGroup
+from penstock.memory.groups import Undo, grouped, row_bytes
+from penstock.memory.layout import Geometry
 
 
 class Step:
@@ -58,6 +59,7 @@ class Row:
     marks: list[Mark] = field(default_factory=list)  # the open ones, oldest first
     undo: list[Undo] = field(default_factory=list)  # one per group while a mark is open
     max_new: int = 0
+    known: set[int] = field(default_factory=set)  # what was held when evictions were last asked for
 
     @property
     def is_broken(self) -> bool:
@@ -70,7 +72,7 @@ class SegmentView:
 
     name: str
     layers: tuple[int, ...]
-    seen: range
+    seen: Sequence[int]
 
 
 class Memory:
@@ -79,18 +81,18 @@ class Memory:
     `cascades` gives one cascade per layer of the geometry.  `naive=True` runs the specification instead.
     """
 
-    def __init__(self, geometry: Geometry, cascades: Sequence[Cascade], rows: int = 1, naive: bool = False) -> None:
+    def __init__(self, geometry: Geometry, cascades: Sequence[Placement], rows: int = 1, naive: bool = False) -> None:
         if len(cascades) != len(geometry.layers):
             raise ValueError(f"got {len(cascades)} cascades for {len(geometry.layers)} layers")
         self.geometry, self.cascades, self.num_rows, self.naive = geometry, tuple(cascades), rows, naive
         self.rows = [Row() for _ in range(rows)]
         self.groups: list[Any] = []
         self.where: dict[int, tuple[int, int]] = {}
-        for members, cascade in _grouped(geometry.layers, cascades):
-            kind = NaiveGroup if naive else RingGroup
+        self._pool: Any = None
+        for members, cascade in grouped(geometry.layers, cascades):
             for i, layer in enumerate(members):
                 self.where[layer.index] = (len(self.groups), i)
-            self.groups.append(kind(members, cascade, rows, geometry.dtype, geometry.device))
+            self.groups.append(groups.make_group(members, cascade, rows, geometry, naive, self._blocks))
 
     # -- sizes --------------------------------------------------------------------------------------------------
 
@@ -100,9 +102,32 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the real storage, what open marks hold included."""
+        """Bytes of the real storage on the device, what open marks hold included."""
         held_back = sum(u.nbytes for row in self.rows for u in row.undo)
-        return sum(g.nbytes for g in self.groups) + held_back
+        return sum(groups.nbytes(g) for g in self.groups) + held_back
+
+    @property
+    def ram_bytes(self) -> int:
+        """Bytes of archived blocks in main memory, those shared with forks included."""
+        return sum(pool.ram_bytes for pool in self._pools())
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of archived blocks on disk, those shared with forks included."""
+        return sum(pool.disk_bytes for pool in self._pools())
+
+    def _pools(self) -> list[Any]:
+        flows = [g for g in self.groups if isinstance(g, FlowGroup)]
+        return list({id(p): p for g in flows for s in flow_rows.stores_of(g) if (p := s.pool) is not None}.values())
+
+    def _blocks(self) -> Any:
+        """The pool of blocks behind this memory's archives, made when first needed."""
+        if self._pool is None:
+            from penstock.memory.tiers import Pool
+
+            limits = [t for c in self.cascades for t in c.tiers]
+            self._pool = Pool(**limits[0].options())
+        return self._pool
 
     @property
     def budget_bytes(self) -> int | None:
@@ -112,7 +137,7 @@ class Memory:
         per_row = row_bytes(self.geometry, self.cascades)
         assert per_row is not None
         marks = sum(
-            row.max_new * len(cascade.windows) * layer.entry_bytes(self.geometry.dtype)
+            groups.mark_bytes(layer, cascade, self.geometry.dtype, row.max_new, len(row.marks))
             for row in self.rows
             if row.marks
             for layer, cascade in zip(self.geometry.layers, self.cascades)
@@ -125,41 +150,56 @@ class Memory:
 
     def view(self, row: int = 0) -> list[SegmentView]:
         """What is still remembered, by index seen, in stream order within each group of layers."""
-        out = []
-        length = self.rows[row].length
-        for members, cascade in _grouped(self.geometry.layers, self.cascades):
-            indices = tuple(layer.index for layer in members)
-            if cascade.sinks:
-                out.append(SegmentView("sinks", indices, range(min(length, cascade.sinks))))
-            age = 0
-            for size in cascade.windows or (None,):
-                name = "everything" if size is None else "window"
-                low = 0 if size is None else max(cascade.sinks, length - age - size)
-                out.append(SegmentView(name, indices, range(low, max(low, length - age))))
-                age += size or 0
+        out: list[SegmentView] = []
+        for group in self.groups:
+            indices = tuple(layer.index for layer in group.layers)
+            if isinstance(group, FlowGroup):
+                out += [SegmentView(*part) for part in flow_rows.views(group, row)]
+            else:
+                out += _views(group.cascade, indices, self.rows[row].length)
         return out
 
-    def evicted(self, start: int, end: int) -> range:
+    def evicted(self, start: int, end: int, row: int = 0) -> list[range]:
         """Seen indices that no layer holds any more after a row went from `start` to `end` tokens, and some did."""
         if not self.is_bounded:
-            return range(0)
+            return []
+        if any(isinstance(g, FlowGroup) for g in self.groups):
+            return self._gone(start, end, row)
         keep = max(sum(c.windows) for c in self.cascades)
         sinks = max(c.sinks for c in self.cascades)
         low, high = max(sinks, start - keep), max(sinks, end - keep)
-        return range(low, high)
+        return [range(low, high)] if low < high else []
+
+    def remembered(self, row: int = 0) -> list[range]:
+        """Runs of indices that some layer still holds."""
+        held = {i for view in self.view(row) for i in view.seen}
+        return runs(sorted(held))
+
+    def _gone(self, start: int, end: int, row: int) -> list[range]:
+        """By comparison with what was held when last asked: only for sessions that listen to evictions."""
+        now = {i for held in self.remembered(row) for i in held}
+        before = self.rows[row].known
+        self.rows[row].known = now
+        return runs(sorted((before | set(range(start, end))) - now))
 
     # -- a step -------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def step(self, spans: Sequence[Span], phase: Phase = Phase.INGEST) -> Iterator[Step]:
-        """Plan a packed step, hand it to the model, count it when the model returned."""
+    def step(
+        self, spans: Sequence[Span], phase: Phase = Phase.INGEST, kinds: Tensor | None = None
+    ) -> Iterator[Step]:  # fmt: skip
+        """Plan a packed step, hand it to the model, count it when the model returned.
+
+        `kinds` [N] are the kinds (core.Kind) of the packed tokens; text, or answers in the phase ANSWER, if not given.
+        """
         spans = list(spans)
         self._check(spans)
         starts = [self.rows[s.row].length for s in spans]
         moves = [(u, start, start + s.count) for s, start in zip(spans, starts) for u in self.rows[s.row].undo]
         for undo, start, end in moves:
             undo.check(start, end)
-        step = Step(self.groups, [g.plan(spans, starts) for g in self.groups], self.where, phase)
+        plans = [self._plan(g, spans, starts, phase, kinds) for g in self.groups]
+        step = Step(self.groups, plans, self.where, phase)
         for undo, start, end in moves:  # nothing can be refused from here on
             undo.before_step(start, end)
         try:
@@ -170,6 +210,14 @@ class Memory:
             raise
         for span in spans:
             self.rows[span.row].length += span.count
+
+    def _plan(self, group: Any, spans: list[Span], starts: list[int], phase: Phase, kinds: Tensor | None) -> Any:
+        if not isinstance(group, FlowGroup):
+            return group.plan(spans, starts)
+        if kinds is None:
+            kind = Kind.ANSWER if phase is Phase.ANSWER else Kind.TEXT
+            kinds = torch.full((sum(span.count for span in spans),), kind, dtype=torch.uint8)
+        return group.plan(spans, starts, kinds.to(torch.uint8), phase)
 
     def _check(self, spans: list[Span]) -> None:
         if not spans or any(s.count < 1 for s in spans) or len({s.row for s in spans}) != len(spans):
@@ -215,7 +263,7 @@ class Memory:
         state = self.rows[row]
         if not state.marks:
             state.max_new = max_new
-            state.undo = [Undo(group, row, max_new) for group in self.groups]
+            state.undo = [groups.undo(group, row, max_new) for group in self.groups]
         state.marks.append(Mark(state.length))
         return state.marks[-1]
 
@@ -242,6 +290,8 @@ class Memory:
         state = self.rows[row]
         del state.marks[index:]
         if not state.marks:
+            for undo in state.undo:
+                undo.close()
             state.undo, state.max_new = [], 0
 
     def truncate(self, length: int, row: int = 0) -> None:
@@ -255,7 +305,8 @@ class Memory:
             raise NotRewindable(f"cannot truncate a stream of {state.length} tokens to {length}.")
         reached = max(state.length, state.torn)
         undo: Sequence[Undo | None] = state.undo or [None] * len(self.groups)
-        if not all(can_rewind(g, u, length, state.length, reached) for g, u in zip(self.groups, undo)):
+        pairs = zip(self.groups, undo)
+        if not all(groups.can_rewind(g, row, u, length, state.length, reached) for g, u in pairs):
             raise NotRewindable(
                 f"cannot return to {length}: entries it needs were evicted since; "
                 "open a mark before what may be taken back, or resume a snapshot."
@@ -263,18 +314,17 @@ class Memory:
         for held in state.undo:
             held.rollback(length)
         for group in self.groups:
-            clear(group, row, length)
+            groups.clear(group, row, length)
         state.length, state.torn = length, 0
         self._close(sum(mark <= length for mark in state.marks), row)
 
     def reset(self, row: int = 0) -> None:
         """Empty a row: a new stream begins."""
+        for undo in self.rows[row].undo:
+            undo.close()
         self.rows[row] = Row()
         for group in self.groups:
-            if isinstance(group, NaiveGroup):
-                group.rooms[row] = [group._fresh() for _ in group.layers]
-            else:
-                clear(group, row, 0)
+            groups.clear(group, row, 0)
 
     # -- copies -------------------------------------------------------------------------------------------------
 
@@ -286,7 +336,7 @@ class Memory:
             raise CompositionError("a row fits only a memory of the same composition: use the same method and budget.")
         source = self.rows[row]
         for old, new in zip(self.groups, target.groups):
-            copy_row(old, row, new, to, source.length)
+            groups.copy_row(old, row, new, to, source.length)
         target.rows[to] = Row(length=source.length)
 
     def save_row(self, row: int = 0) -> dict[str, Tensor]:
@@ -295,16 +345,16 @@ class Memory:
         self._check_whole(row)
         out: dict[str, Tensor] = {}
         for group in self.groups:
-            out.update(save_row(group, row, self.rows[row].length))
+            out.update(groups.save_row(group, row, self.rows[row].length))
         return out
 
     def load_row(self, state: dict[str, Tensor], length: int, row: int = 0) -> None:
         """The inverse of save_row; raises CompositionError, and changes nothing, when the state does not fit."""
         self._check_fast("load")
         for group in self.groups:
-            check_state(group, length, state)
+            groups.check_state(group, length, state)
         for group in self.groups:
-            load_row(group, row, length, state)
+            groups.load_row(group, row, length, state)
         self.rows[row] = Row(length=length)
 
     def shift(self, by: int, row: int = 0) -> None:
@@ -316,28 +366,32 @@ class Memory:
         if not full or state.marks:
             raise MemoryStateError("only a full bounded memory without marks can be shifted: read more first.")
         for group in self.groups:
-            shift_row(group, row, state.length, by)
+            groups.shift_row(group, row, state.length, by)
         state.length += by
 
 
-def _grouped(layers: Sequence[Layer], cascades: Sequence[Cascade]) -> list[tuple[list[Layer], Cascade]]:
-    """Layers that can share one plan: same cascade, encoding and head counts."""
-    groups: dict[tuple[Any, ...], tuple[list[Layer], Cascade]] = {}
-    for layer, cascade in zip(layers, cascades):
-        key = (cascade, id(layer.encoding), layer.query_heads, layer.kv_heads, layer.key_width, layer.value_width)
-        groups.setdefault(key, ([], cascade))[0].append(layer)
-    return list(groups.values())
+def _views(cascade: Cascade, layers: tuple[int, ...], length: int) -> list[SegmentView]:
+    """What sinks and windows hold at a length: their rule says it."""
+    out, age = [], 0
+    if cascade.sinks:
+        out.append(SegmentView("sinks", layers, range(min(length, cascade.sinks))))
+    for size in cascade.windows or (None,):
+        name = "everything" if size is None else "window"
+        low = 0 if size is None else max(cascade.sinks, length - age - size)
+        out.append(SegmentView(name, layers, range(low, max(low, length - age))))
+        age += size or 0
+    return out
 
 
-def row_bytes(geometry: Geometry, cascades: Sequence[Cascade]) -> int | None:
-    """Bytes of one row: entries of every layer, plus the raw copy of the sink keys; None if it grows."""
-    total = 0
-    for layer, cascade in zip(geometry.layers, cascades):
-        if cascade.entries is None:
-            return None
-        total += cascade.entries * layer.entry_bytes(geometry.dtype)
-        total += cascade.sinks * layer.kv_heads * layer.key_width * geometry.dtype.itemsize
-    return total
+def runs(numbers: Sequence[int]) -> list[range]:
+    """Sorted numbers as runs without gaps."""
+    out: list[range] = []
+    for n in numbers:
+        if out and out[-1].stop == n:
+            out[-1] = range(out[-1].start, n + 1)
+        else:
+            out.append(range(n, n + 1))
+    return out
 
 
 __all__ = ["Memory", "SegmentView", "Step", "row_bytes"]

@@ -194,6 +194,9 @@ class Undo:
             age += size or 0
         return out
 
+    def close(self) -> None:
+        """The last mark is closed."""
+
     def rollback(self, length: int) -> None:
         """Put back what the windows held when the row had `length` tokens."""
         for w, now in enumerate(held(self.group, length)):

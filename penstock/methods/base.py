@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from penstock.core import Budget
 from penstock.errors import BudgetError, CompositionError, UnknownName, UsageError
-from penstock.memory import Cascade, Geometry, row_bytes
+from penstock.memory import Cascade, Geometry, Placement, row_bytes
 
 LAWS = (
     "bounded",
@@ -46,7 +46,7 @@ class Method:
     def needs_budget(self) -> bool:
         return "bounded" in self.claims
 
-    def cascades(self, geometry: Geometry, budget: int | None) -> tuple[Cascade, ...]:
+    def cascades(self, geometry: Geometry, budget: int | None) -> tuple[Placement, ...]:
         """One cascade per layer; a layer with its own sliding window keeps its newest entries only."""
         cascade = self.cascade(budget)
         return tuple(cascade if ly.window is None else cascade.limited_to(ly.window) for ly in geometry.layers)

@@ -181,6 +181,8 @@ class Runner:
             return "the naive specification is not compiled"
         if not memory.is_bounded:
             return "this memory grows, so its steps have no fixed shape"
+        if not all(c.is_simple for c in memory.cascades):
+            return "this memory changes its shape where a unit ends"
         if any(len(c.windows) != 1 for c in memory.cascades):
             return "this cascade has several windows"
         if attached.adapter is not None:
@@ -248,9 +250,9 @@ class Runner:
     @torch.no_grad()
     def step(
         self, spans: Sequence[Span], tokens: Sequence[int] | Tensor, logits: Logits = "last",
-        phase: Phase = Phase.INGEST,
+        phase: Phase = Phase.INGEST, kinds: Tensor | None = None,
     ) -> Tensor | None:  # fmt: skip
-        """Run packed tokens [N] through the model and the memory; logits as Attached.run."""
+        """Run packed tokens [N] of kinds [N] through the model and the memory; logits as Attached.run."""
         attached = self.attached
         ids = torch.as_tensor(tokens, dtype=torch.int64, device=attached.device)
         kind = self._kind(spans, logits)
@@ -258,28 +260,32 @@ class Runner:
             with self.memory.step(spans, phase) as step:
                 return self._get(kind)(ids, step)
         if _under_way and not self.memory.naive:
-            return self._beside_a_compiler(spans, ids, logits, phase)
-        return self._eager(spans, ids, logits, phase)
+            return self._beside_a_compiler(spans, ids, logits, phase, kinds)
+        return self._eager(spans, ids, logits, phase, kinds)
 
-    def _eager(self, spans: Sequence[Span], ids: Tensor, logits: Logits, phase: Phase) -> Tensor | None:
+    def _eager(
+        self, spans: Sequence[Span], ids: Tensor, logits: Logits, phase: Phase, kinds: Tensor | None
+    ) -> Tensor | None:
         positions = self._positions(spans) if self.attached.geometry.is_absolute else None
-        with self.memory.step(spans, phase) as step:
+        with self.memory.step(spans, phase, kinds) as step:
             return self.attached.run(ids, step, positions, logits)
 
-    def _beside_a_compiler(self, spans: Sequence[Span], ids: Tensor, logits: Logits, phase: Phase) -> Tensor | None:
+    def _beside_a_compiler(
+        self, spans: Sequence[Span], ids: Tensor, logits: Logits, phase: Phase, kinds: Tensor | None
+    ) -> Tensor | None:
         """An eager step while another thread compiles: if the compiler's patches break it, it is taken back and run
         again when the compiler is done (rare; seen once in some thousand steps)."""
         marks = [(self.memory.mark(span.row, span.count), span.row) for span in spans]
         try:
             try:
-                return self._eager(spans, ids, logits, phase)
+                return self._eager(spans, ids, logits, phase, kinds)
             except PenstockError:
                 raise
             except Exception:
                 for mark, row in marks:
                     self.memory.rollback(mark, row)
                 with COMPILING:
-                    return self._eager(spans, ids, logits, phase)
+                    return self._eager(spans, ids, logits, phase, kinds)
         finally:
             for mark, row in marks:
                 self.memory.commit(mark, row)

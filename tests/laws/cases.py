@@ -22,7 +22,7 @@ from torch import Tensor
 
 from penstock.core import Phase, Span
 from penstock.errors import BudgetError, UnsupportedModel
-from penstock.memory import Memory
+from penstock.memory import Cascade, Heads, Memory, Placement
 from penstock.methods import Method, registry
 from penstock.models.attach import Attached
 from penstock.models.probe import attach
@@ -89,6 +89,18 @@ class Case:
         budget = None if self.budget is None else entries or self.budget
         return Memory(self.model.geometry, self.method.cascades(self.model.geometry, budget), rows, naive)
 
+    def roomy(self, length: int) -> int | None:
+        """The smallest budget with room for a stream of `length`, and for one unit where the memory moves by units."""
+        for entries in range(length, 8 * length):
+            try:
+                found = self.method.cascades(self.model.geometry, entries)
+            except BudgetError:
+                continue
+            units = [b.unit for c in found for b in branches(c) if not b.is_simple]
+            if entries >= length + max(units, default=0):
+                return entries
+        raise AssertionError(f"{self.id} has no budget with room for {length} tokens")
+
     def lossless(self) -> Case:
         """The case with the method's lossy switch off."""
         off = getattr(self.method, "lossless", None)
@@ -112,6 +124,11 @@ class Case:
     def feed(self, memory: Memory, tokens: Tensor, chunk: int | None = None, row: int = 0) -> Tensor:
         """Tokens of one row in steps of `chunk`: logits [N, V]."""
         return torch.cat([self.step(memory, {row: part})[row] for part in tokens.split(chunk or len(tokens))])
+
+
+def branches(placement: Placement) -> list[Cascade]:
+    """The cascades of a layer."""
+    return [c for _, c in placement.branches] if isinstance(placement, Heads) else [placement]
 
 
 def same(got: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> float:
