@@ -176,7 +176,7 @@ def _piece(
     branch: Branch, lane: Lane, reader: Reader, query: Tensor, key: Tensor, value: Tensor, start: int, kinds: Tensor,
     plan: FlowPlan, sink_logit: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Some consecutive tokens within one unit: joins the tail, reads, and moves if the unit ends.  Gives [Hq, C, Dv]."""
+    """Some consecutive tokens within one unit: join the tail, read, and move if the unit ends.  Gives [Hq, C, Dv]."""
     place, count = branch.place, query.shape[1]
     seen = torch.arange(start, start + count)
     at = _counted(lane, kinds) if branch.cascade.apart else seen

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from penstock.core import Phase, Span
-from penstock.errors import BudgetError, UnsupportedModel
+from penstock.errors import BudgetError, CompositionError, UnsupportedModel
 from penstock.memory import Cascade, Heads, Memory, Placement
 from penstock.methods import Method, registry
 from penstock.models.attach import Attached
@@ -83,6 +83,11 @@ class Case:
         """Step sizes, rounded up to the alignment that the method asks for."""
         unit = getattr(self.method, "alignment", 1)
         return tuple(dict.fromkeys(c if c is None else -(-c // unit) * unit for c in CHUNKS))
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """What the method composes for each layer under the small budget."""
+        return self.method.cascades(self.model.geometry, self.budget)
 
     def memory(self, rows: int = 1, entries: int | None = None, naive: bool = False) -> Memory:
         """A fresh memory of the case; `entries` instead of its small budget."""
@@ -155,19 +160,23 @@ def supported(case: Case) -> bool:
     """Whether the model can be opened with the method at all."""
     try:
         check_supported(case.model.geometry, case.method, case.budget)
-    except UnsupportedModel:
+        case.memory()
+    except (UnsupportedModel, CompositionError):
         return False
     return True
 
 
 @cache
 def cases() -> Sequence[Case]:
-    """All cases."""
-    found = []
-    for kind in registry().values():
+    """All cases: memories that move token by token on every encoding, the others on rotary and, in turn, one more."""
+    found: list[Case] = []
+    others = list(ENCODINGS.values())[1:]
+    for k, kind in enumerate(registry().values()):
         for i, method in enumerate(variants(kind)):
-            families = ENCODINGS.values() if i == 0 else [ENCODINGS["rotary"], ENCODINGS["alibi"]]
-            found += [case for family in families if supported(case := Case(method, family))]
+            simple = all(c.is_simple for c in Case(method, "llama").placements)
+            families = list(ENCODINGS.values()) if simple else ["llama", others[k % len(others)]]
+            some = families if i == 0 else ["llama", ENCODINGS["alibi"]] if simple else ["llama"]
+            found += [case for family in some if supported(case := Case(method, family))]
     return tuple(found)
 
 
