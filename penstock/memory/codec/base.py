@@ -74,15 +74,16 @@ class Codec(ABC):
             else:
                 store[name].copy_(coded[name])
 
-    def join(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Piece:
-        """The tokens of a, then those of b."""
-        out = {}
-        for name, tokens in self._steps(a).items():
-            if not tokens and not torch.equal(a[name], b[name]):
+    def join(self, *pieces: Mapping[str, Tensor]) -> Piece:
+        """The tokens of the first, then those of the next."""
+        first, out = pieces[0], {}
+        for name, tokens in self._steps(first).items():
+            parts = [piece[name] for piece in pieces]
+            if not tokens and any(part is not first[name] and not torch.equal(part, first[name]) for part in parts):
                 raise CompositionError(
                     f"two pieces of different {name} cannot be joined: encode the second like the first."
                 )
-            out[name] = torch.cat((a[name], b[name]), dim=1) if tokens else a[name]
+            out[name] = torch.cat(parts, dim=1) if tokens else first[name]
         return out
 
     def cut(self, coded: Mapping[str, Tensor], start: int, stop: int) -> Piece:

@@ -23,15 +23,18 @@ from penstock.memory.codec.integers import Grouped
 class BitPlanes(Grouped):
     """`count` planes with a centre and half a step per group: x = centre + half * odd integer.
 
-    A piece has the planes `plane0` (lowest) to `plane{count - 1}`, eight channels in a byte.
+    A piece has the planes `plane0` (lowest) to `plane{count - 1}`, eight channels in a byte.  `read` of them (the
+    highest; 0: all) are read, unless decode is told another number.
     """
 
     count: int = 4
+    read: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.count <= 8:
             raise CompositionError(f"a code has 1 to 8 bit planes, got {self.count}: 4 are usual.")
+        self._planes(self.read or None)
 
     @property
     def largest(self) -> int:
@@ -60,19 +63,20 @@ class BitPlanes(Grouped):
 
     def decode(self, coded: Mapping[str, Tensor], dtype: torch.dtype, planes: int | None = None) -> Tensor:
         """As for every codec; `planes` reads the highest ones only."""
-        planes = self._read(planes)
-        odd: Tensor | int = 0
-        for i in range(self.count - planes, self.count):
-            odd = odd + (unpack_bits(coded[f"plane{i}"]).float() * 2 - 1) * (1 << i)
-        assert isinstance(odd, Tensor)
+        left = self.count - self._planes(planes)
+        codes = unpack_bits(coded[f"plane{left}"]) << left
+        for i in range(left + 1, self.count):
+            codes |= unpack_bits(coded[f"plane{i}"]) << i
+        # The sum of (2 * bit - 1) * 2**i over the planes read.
+        odd = codes.float().mul_(2).sub_((1 << self.count) - (1 << left))
         half, centre = (coded[name].float().unsqueeze(self.axis) for name in ("half", "centre"))
-        return finished(self.flat(self.blocks(odd) * half + centre, odd.shape[-1]), dtype)
+        return finished(self.flat(self.blocks(odd).mul(half).add_(centre), odd.shape[-1]), dtype)
 
     def bound(
         self, coded: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, planes: int | None = None
     ) -> Tensor:
         """Half a distance between the values that the planes read can say, and the rounding of what is computed."""
-        left = self.count - self._read(planes)
+        left = self.count - self._planes(planes)
         half, centre = coded["half"].float(), coded["centre"].float()
         each = half * (1 << left) + rounding(centre.abs() + half * self.largest, dtype)
         each = each.unsqueeze(self.axis)
@@ -80,9 +84,8 @@ class BitPlanes(Grouped):
         shape[self.axis] = self.size
         return self.flat(each.expand(shape), coded["plane0"].shape[-1] * 8)
 
-    def _read(self, planes: int | None) -> int:
-        if planes is None:
-            return self.count
+    def _planes(self, planes: int | None) -> int:
+        planes = planes or self.read or self.count
         if not 1 <= planes <= self.count:
             raise CompositionError(f"{planes} planes cannot be read of {self.count}: ask for 1 to {self.count}.")
         return planes

@@ -94,7 +94,7 @@ class BlockFloat(Codec):
         """[H, T, D] as [H, T, blocks, block], a short last block filled with zeros."""
         missing = -x.shape[-1] % self.block
         x = torch.nn.functional.pad(x, (0, missing))
-        return x.view(*x.shape[:-1], x.shape[-1] // self.block, self.block)
+        return x.reshape(*x.shape[:-1], x.shape[-1] // self.block, self.block)
 
 
 def channel_order(size: Tensor) -> Tensor:

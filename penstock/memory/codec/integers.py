@@ -68,12 +68,12 @@ class Grouped(Codec):
         """[H, T, D] as [H, T/g, g, D] (per channel) or [H, T, D/c, c] (per token; a short last group is filled up)."""
         heads, count, width = x.shape
         if self.per == "channel":
-            return x.view(heads, count // self.size, self.size, width)
+            return x.reshape(heads, count // self.size, self.size, width)
         groups = -(-width // self.size)
         missing = groups * self.size - width
         if missing:
             x = torch.cat((x, x[..., -1:].expand(heads, count, missing)), dim=-1)
-        return x.view(heads, count, groups, self.size)
+        return x.reshape(heads, count, groups, self.size)
 
     def flat(self, blocks: Tensor, width: int) -> Tensor:
         """Back to [H, T, D]."""
