@@ -16,6 +16,7 @@ from penstock import PenstockError, __version__
 from penstock.cli.check import CheckOptions, check
 from penstock.cli.derive import Aborted, command_of
 from penstock.cli.doctor import DoctorOptions, doctor
+from penstock.cli.inspect import InspectOptions, inspect
 from penstock.cli.methods import MethodsOptions, methods
 from penstock.cli.options import RunOptions
 from penstock.cli.output import ClosedOutput, Output, abandon_stdout, closed_or_failed, say
@@ -35,6 +36,7 @@ _COMMANDS: tuple[tuple[type[Any], Callable[[Any], int | None]], ...] = (
     (RunOptions, run),
     (MethodsOptions, methods),
     (CheckOptions, check),
+    (InspectOptions, inspect),
     (DoctorOptions, doctor),
 )
 for _options, _function in _COMMANDS:
