@@ -19,12 +19,12 @@ from torch import Tensor
 
 from penstock.errors import BudgetError, CompositionError
 from penstock.memory.cascade import Cascade
-from penstock.memory.codec import Codec, Piece
+from penstock.memory.codec import Codec, Floats, Piece
 from penstock.memory.entries import Entries
 from penstock.memory.frames import Frame
 from penstock.memory.parts import Additive, Part, Place, Query, Readable, State, Unit
 from penstock.memory.positions import Angles, Rotary
-from penstock.memory.segments import Sinks, Window
+from penstock.memory.segments import Sinks
 
 _AT_ONCE = 256  # entries that are decoded at once, rounded to whole groups
 
@@ -90,14 +90,16 @@ class Coded(Part):
     """The newest entries: up to `fresh` as they are, `groups` of `group` entries through codecs, keys raw.
 
     Whenever more than `fresh` entries are in full precision, the oldest `group` of them are coded; when there are more
-    than `groups` of these, the oldest is given up.  It takes consecutive tokens, in units after which there are at most
-    `fresh` or at least `group` entries in full precision: `coded_window` chooses such numbers.
+    than `groups` of these, the oldest is given up.  A codec of None stores what came, as it is.
+
+    It takes consecutive tokens, in units after which at most `fresh` or at least `group` entries are in full precision:
+    `coded_window` chooses such numbers.
     """
 
     role: ClassVar[str] = "window"
 
-    keys: Codec
-    values: Codec
+    keys: Codec | None
+    values: Codec | None
     group: int
     groups: int
     fresh: int
@@ -106,21 +108,27 @@ class Coded(Part):
         if self.groups < 1 or self.group < 1:
             raise BudgetError(f"{self.groups} groups of {self.group} entries hold nothing: raise the budget.")
         for codec in (self.keys, self.values):
-            codec.check_count(self.group)
+            if codec is not None:
+                codec.check_count(self.group)
 
     @property
     def entries(self) -> int:
         return self.fresh + self.groups * self.group
 
+    def codecs(self, place: Place) -> tuple[tuple[Codec, int], tuple[Codec, int]]:
+        """Of keys and of values, with their widths."""
+        plain, layer = Floats(place.dtype), place.layer
+        return (self.keys or plain, layer.key_width), (self.values or plain, layer.value_width)
+
     def check(self, place: Place) -> None:
-        for codec, width in ((self.keys, place.layer.key_width), (self.values, place.layer.value_width)):
+        for codec, width in self.codecs(place):
             codec.fields(place.heads, self.group, width)
         if place.placed:
             raise CompositionError("coded entries have no place of their own: let all kinds of token count together.")
 
     def nbytes(self, place: Place) -> int:
         heads, wide, total = place.heads, 0, 8
-        for codec, width in ((self.keys, place.layer.key_width), (self.values, place.layer.value_width)):
+        for codec, width in self.codecs(place):
             total += codec.nbytes(heads, self.groups * self.group, width)
             wide += width
         return total + self.fresh * heads * wide * place.dtype.itemsize
@@ -129,10 +137,11 @@ class Coded(Part):
         return False
 
     def begin(self, place: Place) -> State:
-        none, layer = place.none(), place.layer
+        none = place.none()
+        keys, values = (Groups(codec, place.heads, self.group, width) for codec, width in self.codecs(place))
         return {
-            "keys": Groups(self.keys, place.heads, self.group, layer.key_width),
-            "values": Groups(self.values, place.heads, self.group, layer.value_width),
+            "keys": keys,
+            "values": values,
             "key": none.key,
             "value": none.value,
             "next": torch.zeros(1, dtype=torch.int64),  # index seen of the entry that comes next
@@ -218,34 +227,33 @@ def _angles(query: Query, at: Tensor, place: Place) -> Angles | None:
 
 
 def coded_window(
-    budget: int | None, sinks: int, full: int, codecs: Callable[[int], tuple[Codec, Codec]], positions: str = "clamped"
-) -> Cascade:
+    budget: int | None, sinks: int, full: int, codecs: Callable[[int], tuple[Codec, Codec]] | None,
+    positions: str = "clamped",
+) -> Cascade:  # fmt: skip
     """Sinks and a window, `budget` entries in all, of which at most `full` (or half of a small budget) are not coded.
 
-    `codecs(group)` gives the codecs of keys and values for groups of so many tokens.  The stream is cut into units of
-    16 tokens, fewer under a small budget.  Just before a coding the entries in full precision are the sinks, the rest
-    of the units that begin with them, and a group:
+    `codecs(group)` gives the codecs of keys and values for groups of so many tokens; None stores all as it came.  The
+    stream is cut into units of 16 tokens, 8 or 4 under a small budget.  Just before a coding the entries in full
+    precision are the sinks, the rest of the units that begin with them, and a group:
 
         full = ceil(sinks / unit) * unit + group
     """
     if budget is None:
         raise BudgetError("a coded window needs a budget: give entries (4096) or bytes (64MiB).")
-    if full >= budget:  # nothing to code
-        if budget <= sinks:
-            raise BudgetError(
-                f"a budget of {budget} entries is too small for {sinks} sinks: give at least {sinks + 1}."
-            )
-        return Cascade((Sinks(sinks), Window(budget - sinks)) if sinks else (Window(budget),), positions)
+    if budget <= sinks:
+        raise BudgetError(f"{budget} entries are too few for {sinks} sinks and a window: give {sinks + 1} or more.")
     full = min(full, budget // 2)
-    unit = max(1, min(16, full // 4))
-    head = -(-sinks // unit) * unit
-    group = (full - head) // unit * unit
-    groups = (budget - head - group) // group if group > 0 else 0
-    if groups < 1:
+    for unit in (16, 8, 4):
+        head = -(-sinks // unit) * unit
+        group = (full - head) // unit * unit
+        if group >= (4 if unit == 4 else max(1, full // 4)):
+            break
+    else:
         raise BudgetError(
             f"{sinks} sinks leave nothing to code with {full} of {budget} entries in full precision: raise the budget "
-            f"(from {2 * (sinks + 1)} on), raise full, or keep fewer sinks."
+            f"(from {2 * (head + unit)} on), raise full, or keep fewer sinks."
         )
-    keys, values = codecs(group)
+    groups = (budget - head - group) // group
+    keys, values = codecs(group) if codecs is not None else (None, None)
     coded = Coded(keys, values, group, groups, fresh=head - sinks + group - unit)
     return Cascade((Sinks(sinks), coded) if sinks else (coded,), positions, unit)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from penstock.errors import CompositionError, InputError
-from penstock.memory.codec import BitPlanes, BlockFloat, Codec, Int4, Int8, Piece
+from penstock.memory.codec import BitPlanes, BlockFloat, Codec, Floats, Int4, Int8, Piece
 
 CODECS: tuple[Codec, ...] = (
     Int8("channel", 16),
@@ -27,6 +27,9 @@ CODECS: tuple[Codec, ...] = (
     BitPlanes("channel", 16, count=3),
     BitPlanes("token", 12, count=8),
     BitPlanes("token", 32, count=1),
+    Floats(torch.float16),
+    Floats(torch.bfloat16),
+    Floats(torch.float32),
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 every_codec = pytest.mark.parametrize("codec", CODECS, ids=str)
@@ -175,7 +178,7 @@ def test_wrong_options_are_refused_with_the_fix() -> None:
         (lambda: Int4("row"), "per channel or per token"),  # type: ignore[arg-type]
         (lambda: Int4("token", 0), "at least 1"),
         (lambda: Int8("token", 32, "float32"), "float16 or bfloat16"),
-        (lambda: BlockFloat(bits=5), "4 or 8 bits"),  # type: ignore[arg-type]
+        (lambda: BlockFloat(bits=5), "4 or 8 bits"),
         (lambda: BlockFloat(block=0), "at least 1"),
         (lambda: BitPlanes(count=9), "1 to 8"),
         (lambda: Int4().encode(random(1, 1, 7)), "whole bytes"),

@@ -47,7 +47,7 @@ def test_equals_the_loops(codec: BlockFloat) -> None:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_error_of_a_block_is_half_its_step(bits: int) -> None:
-    codec = BlockFloat(bits, 32)  # type: ignore[arg-type]
+    codec = BlockFloat(bits, 32)
     x = random(3, 50, 64) * 10 ** random(3, 50, 1, seed=1)
     coded = codec.encode(x)
     step = torch.exp2(coded["exponent"].float()).repeat_interleave(32, -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from penstock.core import Phase
 from penstock.errors import BudgetError, CompositionError
 from penstock.memory import Cascade, Memory, Sinks, Window
-from penstock.memory.codec import BitPlanes, BlockFloat, Codec, Int4, Int8
-from penstock.memory.codec.base import Field, Piece
+from penstock.memory.codec import BitPlanes, BlockFloat, Codec, Floats, Int4, Int8
+from penstock.memory.codec.base import Field
 from penstock.memory.coded import Coded, Groups, coded_window
 from penstock.memory.entries import Entries
 from penstock.memory.frames import Frame
@@ -23,29 +23,6 @@ from penstock.methods.base import LAWS, Method
 from penstock.testing import tiny_tokens
 from tests.laws import laws
 from tests.laws.cases import ENCODINGS, Case, same
-
-
-@dataclass(frozen=True)
-class Plain(Codec):
-    """Codes nothing: what is left is where entries are, and when."""
-
-    size: int = 1
-
-    @property
-    def group(self) -> int:
-        return self.size
-
-    def fields(self, heads: int, entries: int, width: int) -> dict[str, Field]:
-        return {"x": Field((heads, entries, width), torch.float32, 1)}
-
-    def encode(self, x: Tensor, like: Mapping[str, Tensor] | None = None) -> Piece:
-        return {"x": x.clone()}
-
-    def decode(self, coded: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        return coded["x"].to(dtype)
-
-    def bound(self, coded: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -62,7 +39,7 @@ class PlainCoded(Method):
     full: int = 64
 
     def cascade(self, budget: int | None) -> Cascade:
-        return coded_window(budget, 4, self.full, lambda group: (Plain(group), Plain()), self.positions)
+        return coded_window(budget, 4, self.full, None, self.positions)
 
 
 CASES = [Case(PlainCoded(p), f) for p in ("clamped", "contiguous", "stream") for f in ("llama", "mpt")]
@@ -89,7 +66,7 @@ def place_of(case: Case, cascade: Cascade) -> Place:
 
 LLAMA = Case(PlainCoded(), "llama")
 CODECS: list[Callable[[int], tuple[Codec, Codec]]] = [
-    lambda group: (Plain(group), Plain()),
+    lambda group: (Floats(torch.float32), Floats(torch.float32)),
     lambda group: (Int4("channel", group), Int4("token", 8)),
     lambda group: (Int8("channel", group), Int8("token", 32)),
     lambda group: (BlockFloat(4, 8, sort=True), BlockFloat(4, 8)),
@@ -213,7 +190,7 @@ def test_what_leaves_can_enter_another_window() -> None:
     @dataclass(frozen=True)
     class Then(PlainCoded):
         def cascade(self, budget: int | None) -> Cascade:
-            coded = Coded(Plain(8), Plain(), group=8, groups=2, fresh=8)
+            coded = Coded(None, None, group=8, groups=2, fresh=8)
             return Cascade((Sinks(4), coded, Window(200)), self.positions, 4)
 
     for positions in ("clamped", "contiguous", "stream"):
@@ -225,21 +202,18 @@ def test_what_leaves_can_enter_another_window() -> None:
 
 
 @pytest.mark.parametrize("sinks", [0, 1, 4, 30])
-@pytest.mark.parametrize("full", [40, 64, 100, 1 << 30])
+@pytest.mark.parametrize("full", [8, 40, 64, 100, 1 << 30])
 def test_windows_keep_to_their_numbers(sinks: int, full: int) -> None:
     """Any budget is kept, and at the moment before a coding at most `full` entries, tail included, are not coded."""
     for budget in [*range(1, 200), 1000, 1024, 5000]:
         try:
-            cascade = coded_window(budget, sinks, full, lambda group: (Plain(group), Plain()))
+            cascade = coded_window(budget, sinks, full, None)
         except BudgetError:
-            assert budget < 2 * (sinks + 1) or min(full, budget // 2) - sinks < 16
+            least = 2 * (-(-sinks // 4) * 4 + 4)
+            assert min(2 * full, budget) < least, "from there on it is possible"
             continue
         assert (cascade.entries or 0) <= budget
         part = cascade.segments[-1]
-        if full >= budget:
-            assert cascade.is_simple
-            assert cascade.entries == budget
-            continue
         assert isinstance(part, Coded)
         assert cascade.sinks == sinks
         assert (cascade.entries or 0) > budget - part.group, "a group more would have fitted"
@@ -255,7 +229,7 @@ def test_windows_keep_to_their_numbers(sinks: int, full: int) -> None:
 
 def test_refuses_what_cannot_be_coded() -> None:
     place = place_of(LLAMA, Cascade((Window(8),), unit=8))
-    part = Coded(Plain(8), Plain(), group=8, groups=2, fresh=8)
+    part = Coded(None, None, group=8, groups=2, fresh=8)
     first, second, third = arrivals(place, 24, 8)
     state, _ = part.admit(part.begin(place), first, unit_of(first), place)
     with pytest.raises(CompositionError, match="consecutive entries: put it after sinks or windows"):
@@ -265,22 +239,24 @@ def test_refuses_what_cannot_be_coded() -> None:
     gap = second.take(torch.tensor([0, 2, 3]))
     with pytest.raises(CompositionError, match="consecutive entries"):
         part.admit(state, gap, unit_of(gap), place)
-    odd = Coded(Plain(8), Plain(), group=8, groups=2, fresh=3)
+    odd = Coded(None, None, group=8, groups=2, fresh=3)
     few = first.cut(0, 5)
     with pytest.raises(CompositionError, match="compose with coded_window"):
         odd.admit(odd.begin(place), few, unit_of(few), place)
     with pytest.raises(BudgetError, match="raise the budget"):
-        Coded(Plain(8), Plain(), group=8, groups=0, fresh=8)
+        Coded(None, None, group=8, groups=0, fresh=8)
     with pytest.raises(CompositionError, match="whole groups"):
-        Coded(Plain(8), Plain(), group=12, groups=1, fresh=8)
+        Coded(Int4("channel", 8), None, group=12, groups=1, fresh=8)
     with pytest.raises(BudgetError, match="needs a budget"):
-        coded_window(None, 4, 64, lambda group: (Plain(group), Plain()))
-    with pytest.raises(BudgetError, match=r"4 sinks leave nothing to code .* \(from 10 on\)"):
-        coded_window(9, 4, 4, lambda group: (Plain(group), Plain()))
+        coded_window(None, 4, 64, None)
+    with pytest.raises(BudgetError, match=r"4 sinks leave nothing to code .* \(from 16 on\)"):
+        coded_window(15, 4, 64, None)
+    with pytest.raises(BudgetError, match=r"4 entries are too few for 4 sinks .* give 5 or more"):
+        coded_window(4, 4, 64, None)
     with pytest.raises(CompositionError, match="let all kinds of token count together"):
         place_of(LLAMA, Cascade((part,), unit=8, apart=True))
     with pytest.raises(CompositionError, match="do not fill whole bytes"):
-        place_of(LLAMA, Cascade((Coded(Narrow(), Plain(), 8, 2, 8),), unit=8))
+        place_of(LLAMA, Cascade((Coded(Narrow(), None, 8, 2, 8),), unit=8))
 
 
 class Narrow(Int4):

@@ -3,6 +3,7 @@
 from penstock.memory.codec.base import Codec, Field, Piece
 from penstock.memory.codec.bit_planes import BitPlanes, pack_bits, unpack_bits
 from penstock.memory.codec.block_float import BlockFloat, channel_order, inverse, permuted
+from penstock.memory.codec.floats import Floats
 from penstock.memory.codec.integers import Int4, Int8, Integers
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "BlockFloat",
     "Codec",
     "Field",
+    "Floats",
     "Int4",
     "Int8",
     "Integers",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ class BlockFloat(Codec):
     `sort` stores channels in the order of their size: `order_of` the first keys, unless encode is told another one.
     """
 
-    bits: Literal[4, 8] = 4
+    bits: int = 4  # or 8
     block: int = 32
     sort: bool = False
 
