@@ -10,11 +10,13 @@ This file knows nothing of streams: keys arrive rotated, visibility arrives as a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+_MANY = 32  # queries from which widening pays
 MASKED = -1e30  # finite, so that a query that sees nothing gets weight zero in the merge, not NaN
 
 
@@ -47,8 +49,24 @@ def partial(
     return partial_math(query, key, value, scale=scale, mask=mask, softcap=softcap)
 
 
+@cache
+def emulates(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products in this dtype are emulated there."""
+    if device.type != "cpu" or dtype is not torch.bfloat16:
+        return False
+    known = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    has_float32 = getattr(torch.cpu, "_is_avx2_supported", lambda: False)()  # else: ARM, which has its own products
+    return bool(has_float32) and not any(check is not None and check() for check in known)
+
+
 def _partial_cpu(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> Partial:
-    """PyTorch's blocked CPU kernel, which shares key-value heads without copies and returns the logsumexp."""
+    """PyTorch's blocked CPU kernel, which shares key-value heads without copies and returns the logsumexp.
+
+    Many queries in a dtype whose products the processor emulates are computed in float32.
+    """
+    if query.shape[2] >= _MANY and emulates(query.dtype, query.device):
+        wide = _partial_cpu(query.float(), key.float(), value.float(), scale, None if mask is None else mask.float())
+        return Partial(wide.out.to(query.dtype), wide.lse)
     if mask is not None:
         mask = mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape))
         mask = mask.expand(query.shape[0], mask.shape[1], query.shape[2], key.shape[2])

@@ -25,6 +25,7 @@ from transformers import AttentionInterface
 
 from penstock.errors import UnsupportedModel
 from penstock.memory import Geometry
+from penstock.models.products import products
 
 IMPLEMENTATION = "penstock"
 
@@ -197,7 +198,8 @@ class Attached:
                 f"{type(self.hf).__name__} was given another attention after it was attached: "
                 "set it back with set_attn_implementation('penstock'), or open it anew."
             )
-        return forward(self.hf, self.adapter, tokens, step, positions, logits)
+        with products(self.geometry.dtype, self.device, len(tokens)):
+            return forward(self.hf, self.adapter, tokens, step, positions, logits)
 
     def detach(self) -> None:
         """Give the model back its own attention, once the last attachment of this model has left."""
