@@ -1,6 +1,7 @@
 """What does penstock cost? Our own contestant, behind the same protocol as all peers.
 
-The option `path` picks the eager or the compiled step. A window is filled by reading tokens, then the counter of the
+The option `path` picks the eager step, the compiled one, or (`auto`) what a session ends up with by itself: both are
+compiled first, and each is used only where it is faster than the eager step. A window is filled by reading tokens, then the counter of the
 stream is shifted to the far position, which leaves the memory as if every token before had been read. Steps go through
 the public session (`decode`, `ingest`), its bookkeeping included; chunks of 256 are read as one step in the
 chunk-invariant form, in which every query sees the 4 + 1020 entries of its own position.
@@ -41,6 +42,9 @@ class Ours(Peer):
 
     def restart(self) -> None:
         self.session = self.open(self.model, "streaming-llm", BUDGET, chunk=CHUNK, path=self.path)
+        if self.path == "auto":  # compiled once per process, then found again
+            self.session.runner.prepare(1)
+            self.session.runner.prepare(CHUNK)
 
     def check(self, tokens: list[int]) -> list[float]:
         self.restart()

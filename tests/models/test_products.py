@@ -1,4 +1,4 @@
-"""Long steps in float32 on processors that emulate bfloat16 products: nearer to the exact result, short steps as ever."""
+"""Long steps in float32 where bfloat16 products are emulated: nearer to the exact result, short steps as ever."""
 
 from __future__ import annotations
 
