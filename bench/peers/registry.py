@@ -28,7 +28,7 @@ class Entrant:
 ENTRANTS = {
     entrant.name: entrant
     for entrant in (
-        Entrant("ours", "penstock, streaming-llm, compiled step", "ours_worker", options={"path": "auto"}),
+        Entrant("ours", "penstock, streaming-llm, path auto", "ours_worker", options={"path": "auto"}),
         Entrant("ours-eager", "penstock, streaming-llm, eager step", "ours_worker", options={"path": "eager"}),
         Entrant("dense", "transformers DynamicCache, sdpa; sees everything", "dense_worker", visible=0),
         Entrant("reencode", "the window encoded again for each token, sdpa", "reencode_worker"),
