@@ -31,8 +31,9 @@ ALLOWED: dict[str, set[str]] = {
     "io": BASE | {"models", "worlds"},
     "worlds": {"core", "errors", "models"},  # models: the training of the tiny ones
     "testing": BASE,
+    "compare": BASE | SLOTS | SESSION | {"methods", "models", "io", "worlds"},
     "serve": BASE | SLOTS | SESSION | {"methods", "models", "io"},
-    "cli": BASE | SLOTS | SESSION | {"methods", "models", "io", "serve", "worlds", "testing"},
+    "cli": BASE | SLOTS | SESSION | {"methods", "models", "io", "compare", "serve", "worlds", "testing"},
 }
 
 

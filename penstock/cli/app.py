@@ -14,12 +14,14 @@ import typer.main
 
 from penstock import PenstockError, __version__
 from penstock.cli.check import CheckOptions, check
+from penstock.cli.compare import CompareOptions, compare
 from penstock.cli.derive import Aborted, command_of
 from penstock.cli.doctor import DoctorOptions, doctor
 from penstock.cli.inspect import InspectOptions, inspect
 from penstock.cli.methods import MethodsOptions, methods
 from penstock.cli.options import RunOptions
 from penstock.cli.output import ClosedOutput, Output, abandon_stdout, closed_or_failed, say
+from penstock.cli.recommend import RecommendOptions, recommend
 from penstock.cli.run import run
 from penstock.errors import UsageError
 from penstock.models.attach import COMPILING
@@ -34,6 +36,8 @@ app = typer.Typer(
 
 _COMMANDS: tuple[tuple[type[Any], Callable[[Any], int | None]], ...] = (
     (RunOptions, run),
+    (CompareOptions, compare),
+    (RecommendOptions, recommend),
     (MethodsOptions, methods),
     (CheckOptions, check),
     (InspectOptions, inspect),
