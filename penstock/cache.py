@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import nn
 
 from penstock.core import Budget
-from penstock.memory import Cascade, Geometry
+from penstock.memory import Geometry, Placement
 from penstock.methods import Method, parse
 from penstock.methods.base import entries_for
 from penstock.models.cache import Composition, MemoryCache
@@ -33,7 +33,7 @@ class StreamCache(MemoryCache):
         method = parse(memory)
         limit = None if budget is None else Budget.parse(budget)
 
-        def cascades(geometry: Geometry) -> tuple[Cascade, ...]:
+        def cascades(geometry: Geometry) -> tuple[Placement, ...]:
             entries = entries_for(method, geometry, limit)
             check_supported(geometry, method, entries)
             return method.cascades(geometry, entries)

@@ -46,7 +46,7 @@ class Entries:
 
     def cut(self, start: int, stop: int | None = None) -> Entries:
         """Entries [start, stop) of every head, with storage of their own."""
-        return replace(self, **{name: t[:, start:stop].clone() for name, t in self.columns().items()})
+        return Entries(**{name: t[:, start:stop].clone() for name, t in self.columns().items()}, turned=self.turned)
 
     def split(self, count: int) -> tuple[Entries, Entries]:
         """The first `count` entries and the rest."""
@@ -63,10 +63,10 @@ class Entries:
                 index = index[..., None].expand(*index.shape, tensor.shape[-1])
             return tensor.gather(1, index)
 
-        columns = self.columns()
-        return replace(
-            self, **{name: pick(t, there if t.device == there.device else host) for name, t in columns.items()}
-        )
+        picked = {
+            name: pick(t, there if t.device == there.device else host) for name, t in self.columns().items()
+        }
+        return Entries(**picked, turned=self.turned)
 
     def where(self, chosen: Tensor) -> Entries:
         """Entries whose `chosen` [H, T] is true, in order; every head must choose equally many."""
@@ -96,7 +96,8 @@ class Entries:
         if any(p.bias is not None for p in parts):
             parts = [p.with_bias() for p in parts]
         names = parts[0].columns()
-        return replace(parts[0], **{name: torch.cat([getattr(p, name) for p in parts], dim=1) for name in names})
+        joined = {name: torch.cat([getattr(p, name) for p in parts], dim=1) for name in names}
+        return Entries(**joined, turned=parts[0].turned)
 
     @staticmethod
     def empty(

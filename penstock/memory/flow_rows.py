@@ -325,11 +325,11 @@ def _state_at(lane: Lane, length: int) -> Lane | None:
 def rewind(group: FlowGroup, row: int, length: int) -> None:
     """Put every lane of a row back to `length` tokens; it was found possible."""
     if length == 0:
-        past = group.lanes[row][0][0].past is not None
+        is_marked = group.lanes[row][0][0].past is not None
         group.lanes[row] = group.fresh()
         for layer in group.lanes[row]:
             for lane in layer:
-                lane.past = [] if past else None
+                lane.past = [] if is_marked else None
         return
     for layer in group.lanes[row]:
         for b, lane in enumerate(layer):

@@ -99,7 +99,8 @@ def clear(group: Any, row: int, length: int) -> None:
 
 def save_row(group: Any, row: int, length: int) -> dict[str, Tensor]:
     """As Memory.save_row, of one group."""
-    return _of(group).save_row(group, row, length)  # type: ignore[no-any-return]
+    out: dict[str, Tensor] = _of(group).save_row(group, row, length)
+    return out
 
 
 def check_state(group: Any, length: int, state: dict[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from penstock.core import Phase, Span
 from penstock.errors import UnsupportedModel, UsageError
-from penstock.memory import Cascade, Memory, Step
+from penstock.memory import Memory, Placement, Step
 from penstock.models.attach import Attached
 
 CUT = 256  # tokens per row and step; results do not depend on it
@@ -99,7 +99,7 @@ def _packed(x: Tensor) -> Tensor:
 class Through:
     """The memory behind a cache whose model reads it in its attention layers."""
 
-    def __init__(self, attached: Attached, cascades: Sequence[Cascade]) -> None:
+    def __init__(self, attached: Attached, cascades: Sequence[Placement]) -> None:
         self.attached, self.cascades = attached, tuple(cascades)
         self.memory: Memory | None = None
         self.seen = 0  # columns of the batch so far, padding included

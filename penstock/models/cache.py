@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from penstock.errors import CompositionError, UnsupportedModel, UsageError
-from penstock.memory import Cascade, Geometry
+from penstock.memory import Geometry, Placement
 from penstock.models.adapters import has_adapter
 from penstock.models.attach import IMPLEMENTATION
 from penstock.models.batch import Through
@@ -36,7 +36,7 @@ class Composition:
 
     name: str
     grows: bool
-    cascades: Callable[[Geometry], Sequence[Cascade]]
+    cascades: Callable[[Geometry], Sequence[Placement]]
 
 
 class MemoryCache(Cache):
@@ -205,7 +205,7 @@ def _window_layers(
     attached = attach(model, verify=False)
     attached.detach()
     cascades, reach = composition.cascades(attached.geometry), attached.geometry.reach
-    if any(cascade.sinks or len(cascade.windows) != 1 for cascade in cascades):
+    if any(not c.is_simple or c.sinks or len(c.windows) != 1 for c in cascades):
         raise CompositionError(
             f"{composition.name} numbers keys and queries together, and a transformers cache sees no query: load the "
             "model with attn_implementation='penstock', or call model.set_attn_implementation('penstock') first; "

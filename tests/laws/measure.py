@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from penstock.memory import Alibi, Geometry, Layer, Memory, Rotary
+from penstock.memory import Alibi, Geometry, Layer, Memory, Place, Rotary
+from penstock.memory.flow import Branch
 
-_OF_THE_MODEL = (Geometry, Layer, Rotary, Alibi)  # facts about the model, shared by all memories
+_OF_THE_MODEL = (Geometry, Layer, Rotary, Alibi, Place, Branch)  # facts about the model and the composition
 
 
 def storage(memory: Memory) -> int:
