@@ -1,0 +1,218 @@
+"""The disk tier under damage: what cannot be verified is lost, never returned, and an event says why."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from penstock.memory.tiers import disk, header
+
+from .tiers import BLOCK, SLOT, Watched, numbered, present
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "blocks"
+
+
+def spilled(folder: Path, count: int = 20, **options: object) -> tuple[Watched, list[tuple[Path, int]]]:
+    """A pool with one RAM slot and the place of each of its blocks on the disk; the last may be in RAM only."""
+    watched = Watched(1, 100, folder, **options)
+    watched.filled(count)
+    [shelf] = watched.pool._shelves.values()
+    places = []
+    for block in range(count - 1):
+        slot = int(shelf.records.disk[watched.pool.stores["layer"].table.get(block)])
+        name, row = shelf.files.name(slot) if shelf.files is not None else ("", 0)
+        places.append((folder / name, row * SLOT))
+    return watched, places
+
+
+def bytes_at(place: tuple[Path, int], size: int = SLOT) -> bytes:
+    path, offset = place
+    return path.read_bytes()[offset : offset + size]
+
+
+def overwrite(place: tuple[Path, int], data: bytes) -> None:
+    path, offset = place
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+@pytest.mark.parametrize("at", [0, 9, 30, 60, 70, 78, 128, 200, 128 + BLOCK - 1])
+def test_one_altered_bit_loses_the_block(folder: Path, at: int) -> None:
+    """In the header: format, session, store, id, length, checksum; in the content: first, some, last byte."""
+    watched, places = spilled(folder)
+    path, offset = places[5]
+    overwrite((path, offset + at), bytes([bytes_at((path, offset + at), 1)[0] ^ 1]))
+    store = watched.pool.stores["layer"]
+    assert present(store) == [i for i in range(20) if i != 5]
+    assert present(store) == [i for i in range(20) if i != 5]
+    assert set(watched.reasons("lost")) == {5}
+    store.append(numbered(20))
+    assert 20 in present(store)
+
+
+def test_exchanged_blocks_are_both_lost(folder: Path) -> None:
+    watched, places = spilled(folder)
+    one, other = bytes_at(places[3]), bytes_at(places[8])
+    overwrite(places[3], other)
+    overwrite(places[8], one)
+    assert present(watched.pool.stores["layer"]) == [i for i in range(20) if i not in (3, 8)]
+    assert watched.reasons("lost") == dict.fromkeys((3, 8), "the file holds a block of another block id")
+
+
+def test_a_block_of_a_fork_is_not_one_of_the_original(folder: Path) -> None:
+    """Both have id 18; only the line of stores and the content differ."""
+    watched, _ = spilled(folder, 19)
+    store = watched.pool.stores["layer"]
+    fork = store.fork(18)
+    fork.append(numbered(500, 501, 502))
+    [shelf] = watched.pool._shelves.values()
+    assert shelf.files is not None
+    store.append(numbered(19, 20))
+    mine, theirs = (shelf.files.name(int(shelf.records.disk[s.table.get(18)])) for s in (store, fork))
+    overwrite((folder / mine[0], mine[1] * SLOT), bytes_at((folder / theirs[0], theirs[1] * SLOT)))
+    assert present(store) == [i for i in range(21) if i != 18]
+    assert watched.reasons("lost") == {18: "the file holds a block of another store"}
+    assert torch.equal(fork.fetch(torch.tensor([18]))[0], numbered(500))
+
+
+@pytest.mark.parametrize(
+    ("session", "generation", "what"), [("other", 0, "session"), ("s", 1, "generation"), ("s", -1, "generation")]
+)
+def test_files_of_another_session_or_generation(folder: Path, session: str, generation: int, what: str) -> None:
+    """The same blocks, written by somebody else: same label, ids and content, and not believed."""
+    watched, places = spilled(folder)
+    for i, place in enumerate(places):
+        found = bytes_at(place)
+        fake = header.pack(session, "layer", generation, i, BLOCK, header.digest(found[128:]))
+        overwrite(place, fake + found[128:])
+    assert present(watched.pool.stores["layer"]) in ([19], [])
+    assert set(watched.reasons("lost").values()) == {f"the file holds a block of another {what}"}
+
+
+def test_exchanged_files(folder: Path) -> None:
+    watched, places = spilled(folder, 90)
+    paths = sorted({path for path, _ in places})
+    assert len(paths) > 1
+    one, other = paths[0].read_bytes(), paths[1].read_bytes()
+    size = min(len(one), len(other))
+    overwrite((paths[0], 0), other[:size])
+    overwrite((paths[1], 0), one[:size])
+    lost = {i for i, (path, offset) in enumerate(places) if path in paths[:2] and offset < size}
+    assert present(watched.pool.stores["layer"]) == [i for i in range(90) if i not in lost]
+    assert len(lost) >= 12
+
+
+def test_a_file_that_was_cut_short(folder: Path) -> None:
+    watched, places = spilled(folder)
+    path, offset = places[7]
+    os.truncate(path, offset + 130)
+    lost = {i for i, (where, at) in enumerate(places) if where == path and at >= offset}
+    store = watched.pool.stores["layer"]
+    assert present(store) == [i for i in range(20) if i not in lost]
+    assert set(watched.reasons("lost")) == lost
+    assert all("cut short" in reason for reason in watched.reasons("lost").values())
+    store.append(numbered(*range(20, 40)))
+    assert set(range(20, 40)) <= set(present(store)), "the places are written again"
+
+
+def test_deleted_files_and_a_deleted_folder(folder: Path) -> None:
+    """What is open can still be read; no new file can be made, so the tier goes on in those it has."""
+    watched, _ = spilled(folder)
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    store = watched.pool.stores["layer"]
+    assert present(store) == list(range(20))
+    for number in range(20, 80):
+        store.append(numbered(number))
+    ids = present(store)
+    assert ids[-1] == 79
+    assert ids == list(range(ids[0], 80))
+    assert any(event.kind == "unwritten" and "cannot grow" in event.reason for event in watched.events)
+    watched.pool.close()
+
+
+def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched, _ = spilled(folder)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(disk, "read_at", fail)
+    store = watched.pool.stores["layer"]
+    assert store.fetch(torch.tensor([4]))[1].tolist() == [False]
+    assert "Input/output error" in watched.reasons("lost")[4]
+    monkeypatch.undo()
+    assert present(store) == [i for i in range(20) if i != 4]
+
+
+@pytest.mark.parametrize("what", ["write_at", "reserve", "fsync"])
+def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """The session goes on in RAM, dropping its oldest blocks, and uses the disk again once there is room."""
+    watched = Watched(8, 100, folder)
+    store = watched.filled(20)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync") if what == "fsync" else (disk, what)), full)
+    for number in range(20, 60):
+        assert store.append(numbered(number)) == number
+        watched.check()
+    ids = present(store)
+    assert ids[-8:] == list(range(52, 60))
+    troubles = [event for event in watched.events if event.kind == "unwritten"]
+    assert len(troubles) == len({event.reason for event in troubles}) <= 2, "each trouble is told once"
+    assert "No space left on device" in troubles[0].reason
+    assert set(watched.reasons("dropped")) == set(range(60)) - set(ids)
+    monkeypatch.undo()
+    for number in range(60, 100):
+        store.append(numbered(number))
+    assert set(range(60, 100)) <= set(present(store))
+
+
+def test_an_index_that_cannot_be_written(folder: Path) -> None:
+    """Blocks are still spilled and read; only recovery would be of an older state, and an event says so once."""
+    watched = Watched(4, 100, folder)
+    store = watched.filled(10)
+    index = watched.pool.journal.index
+    assert index is not None
+    index._db.close()
+    for number in range(10, 40):
+        store.append(numbered(number))
+    assert present(store) == list(range(40))
+    assert [event.kind for event in watched.events] == ["index"]
+    watched.pool.close()
+
+
+def test_files_are_private(folder: Path) -> None:
+    watched = Watched(4, 100, folder)
+    watched.filled(30)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert {"lock", "index.sqlite", "index.sqlite-wal"} <= set(modes)
+    assert set(modes.values()) == {0o600}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_the_index_says_what_the_headers_say(folder: Path) -> None:
+    watched, places = spilled(folder)
+    index = watched.pool.journal.index
+    assert index is not None
+    rows = sqlite3.connect(f"file:{folder / 'index.sqlite'}?mode=ro", uri=True).execute(
+        "SELECT id, session, generation, file, slot, checksum FROM blocks"
+    )
+    for block, session, generation, file, slot, checksum in rows:
+        found = bytes_at((folder / file, slot * SLOT))
+        assert found[:128] == header.pack(session, "layer", generation, block, BLOCK, checksum)
+        assert found[128:] == numbered(block).numpy().tobytes()
+        assert (folder / file, slot * SLOT) == places[block]

@@ -1,0 +1,241 @@
+"""Block stores in RAM and on a disk: against a dict, within their limits at every moment."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.errors import BudgetError, CompositionError, MemoryStateError, SnapshotError
+from penstock.memory.tiers import Pool
+
+from .tiers import BLOCK, SHAPE, SLOT, Watched, numbered, present
+
+OPS = st.lists(st.tuples(st.sampled_from(["append", "append", "truncate", "fork", "close", "fetch", "prefetch"]),
+                         st.integers(0, 3), st.floats(0, 1)), max_size=40)  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(ops=OPS, disk=st.booleans())
+def test_stores_are_dicts_that_fork(ops: list[tuple[str, int, float]], disk: bool) -> None:
+    """Nothing is dropped as long as the last tier has room, and no fork notices another."""
+    with tempfile.TemporaryDirectory() as folder:
+        watched = Watched(8, 400, Path(folder) / "blocks") if disk else Watched(400)
+        stores, models, number = [watched.open()], [dict[int, int]()], 0
+        for op, which, share in ops:
+            if not stores:
+                break
+            which %= len(stores)
+            store, model = stores[which], models[which]
+            if op == "append":
+                new = range(number, number := number + 1 + int(share * 5))
+                assert store.append(numbered(*new)) == len(model)
+                model.update(enumerate(new, start=len(model)))
+            elif op in ("truncate", "fork"):
+                count = round(share * len(model))
+                kept = {index: n for index, n in model.items() if index < count}
+                if op == "truncate":
+                    store.truncate(count)
+                    models[which] = kept
+                elif len(stores) < 4:
+                    stores.append(store.fork(count))
+                    models.append(kept)
+            elif op == "close":
+                store.close()
+                del stores[which], models[which]
+            else:
+                ids = torch.randint(0, len(model) + 2, (5,), generator=torch.Generator().manual_seed(int(share * 1e6)))
+                if op == "prefetch":
+                    store.prefetch(ids)
+                else:
+                    blocks, there = store.fetch(ids)
+                    assert there.tolist() == [index in model for index in ids.tolist()]
+                    assert torch.equal(blocks[there], numbered(*(model[i] for i in ids.tolist() if i in model)))
+            watched.check()
+        for store, model in zip(stores, models):
+            assert len(store) == len(model)
+            blocks, there = store.fetch(torch.arange(len(model)))
+            assert there.all()
+            assert torch.equal(blocks, numbered(*model.values()))
+            store.close()
+        assert watched.pool.ram_bytes == 0
+        watched.pool.close()
+        assert watched.events == []
+        assert list(Path(folder).iterdir()) == []
+
+
+def test_ram_alone_drops_the_oldest() -> None:
+    watched = Watched(10)
+    store = watched.open()
+    for number in range(35):
+        store.append(numbered(number))
+        watched.check()
+        assert store.oldest == max(0, number - 9)
+        store.fetch(torch.tensor([store.oldest]))  # used just now, and still the next one to go
+    assert present(store) == list(range(25, 35))
+    assert watched.reasons("dropped") == dict.fromkeys(range(25), "the RAM tier is full")
+    assert watched.pool.ram_bytes == 10 * BLOCK
+
+
+def test_the_disk_drops_the_oldest_and_RAM_the_coldest(tmp_path: Path) -> None:
+    watched = Watched(8, 30, tmp_path / "blocks")
+    store = watched.filled(25)
+    assert watched.events == []
+    assert present(store) == list(range(25))
+    for number in range(25, 100):
+        store.append(numbered(number))
+        store.fetch(torch.tensor([number - 20]))
+        watched.check()
+    for _ in range(2):  # reading drops nothing
+        assert present(store) == list(range(70, 100))
+    assert store.oldest == 70
+    assert watched.reasons("dropped") == dict.fromkeys(range(70), "the disk tier is full")
+
+
+def test_recently_used_blocks_stay_in_ram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(16, 100, tmp_path / "blocks")
+    store = watched.filled(16)
+    for number in range(16, 60):
+        store.fetch(torch.tensor([3, 5]))
+        store.append(numbered(number))
+    monkeypatch.setattr("penstock.memory.tiers.disk.read_at", lambda *_: pytest.fail("read from the disk"))
+    assert store.fetch(torch.tensor([3, 5, 59]))[1].all()
+
+
+def test_an_append_larger_than_all_tiers(tmp_path: Path) -> None:
+    watched = Watched(4, 10, tmp_path / "blocks")
+    store = watched.open()
+    store.append(numbered(*range(50)))
+    watched.check()
+    assert present(store) == list(range(40, 50))
+    assert store.append(numbered()) == 50
+
+
+def test_unknown_ids_are_absent() -> None:
+    store = Watched(4).filled(2)
+    blocks, there = store.fetch(torch.tensor([-1, 0, 2, 1, 1 << 40]))
+    assert there.tolist() == [False, True, False, True, False]
+    assert torch.equal(blocks[[1, 3]], numbered(0, 1))
+    assert store.fetch(torch.zeros(0, dtype=torch.int64))[0].shape == (0, *SHAPE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8, torch.bool, torch.float64])
+def test_every_kind_of_number_comes_back_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+    pool = Pool(4096, 1 << 20, tmp_path / "blocks")
+    store = pool.open((3, 5), dtype, "layer")
+    blocks = (torch.randn(300, 3, 5, generator=torch.Generator().manual_seed(1)) * 50).to(dtype)
+    store.append(blocks[:, :, :].transpose(1, 2).contiguous().transpose(1, 2))
+    assert torch.equal(store.fetch(torch.arange(300))[0], blocks)
+
+
+def test_blocks_are_sealed() -> None:
+    store = Watched(4).open()
+    given_ = numbered(0)
+    store.append(given_)
+    given_ += 1
+    store.fetch(torch.tensor([0]))[0].zero_()
+    assert present(store) == [0]
+
+
+def test_stores_of_different_sizes_share_the_limits(tmp_path: Path) -> None:
+    watched = Watched(64, 300, tmp_path / "blocks")
+    small = watched.filled(200)
+    assert watched.pool.ram_bytes == 64 * BLOCK
+    large = watched.pool.open((7, *SHAPE), torch.float32, "wide")  # takes RAM and files from the other
+    watched.check()
+    for number in range(30):
+        large.append(numbered(*range(7 * number, 7 * number + 7))[None])
+        small.append(numbered(200 + number))
+        watched.check()
+    blocks, there = large.fetch(torch.arange(30))
+    assert torch.equal(
+        blocks[there].flatten(0, 1), numbered(*(7 * i + j for i in torch.arange(30)[there] for j in range(7)))
+    )
+    assert there[-20:].all()
+    ids = present(small)
+    assert ids[-1] == 229
+    assert len(ids) >= 20
+    large.close()
+    small.append(numbered(*range(230, 330)))
+    watched.check()
+    assert present(small) == list(range(ids[0], 330)), "what the closed store left is used again"
+
+
+def test_many_forks_cost_no_memory() -> None:
+    watched = Watched(50)
+    store = watched.filled(40)
+    before = watched.pool.ram_bytes
+    for number in range(200):
+        fork = store.fork(40)
+        fork.append(numbered(1000 + number))
+        assert torch.equal(fork.fetch(torch.tensor([39, 40]))[0], numbered(39, 1000 + number))
+        fork.close()
+    assert watched.pool.ram_bytes <= 50 * BLOCK
+    assert before > 0
+    assert present(store) == list(range(40))
+    assert watched.events == []
+
+
+def test_an_abandoned_fork_is_collected() -> None:
+    watched = Watched(10)
+    store = watched.filled(4)
+    for number in range(50):
+        store.fork().append(numbered(100 + number, 200 + number, 300 + number))
+    assert present(store) == list(range(4))
+    assert watched.events == []
+
+
+def test_caller_mistakes() -> None:
+    with pytest.raises(BudgetError, match="folder"):
+        Pool(1000, 1000)
+    with pytest.raises(BudgetError, match="durable"):
+        Pool(1000, durable=True)
+    with pytest.raises(BudgetError, match="above zero"):
+        Pool(0)
+    pool = Pool(2 * BLOCK)
+    with pytest.raises(BudgetError, match=f"takes {8 * BLOCK}"):
+        pool.open((8, *SHAPE), torch.float32, "too large")
+    store = pool.open(SHAPE, torch.float32, "layer")
+    with pytest.raises(CompositionError, match="label"):
+        pool.open(SHAPE, torch.float32, "layer")
+    with pytest.raises(CompositionError, match="zeros"):
+        pool.open((0,), torch.float32, "nothing")
+    pool.open(SHAPE, torch.float32, "second")
+    with pytest.raises(BudgetError, match="one block per store"):
+        pool.open(SHAPE, torch.float32, "third")
+    with pytest.raises(MemoryStateError, match="takes blocks"):
+        store.append(torch.zeros(1, 4))
+    with pytest.raises(MemoryStateError, match="takes blocks"):
+        store.append(numbered(1).half())
+    with pytest.raises(MemoryStateError, match="cannot be cut"):
+        store.truncate(1)
+    with pytest.raises(MemoryStateError, match="cannot be forked"):
+        store.fork(1)
+    store.close()
+    store.close()
+    with pytest.raises(MemoryStateError, match="closed"):
+        store.fetch(torch.tensor([0]))
+    pool.close()
+    pool.close()
+    with pytest.raises(MemoryStateError, match="closed"):
+        pool.open(SHAPE, torch.float32, "late")
+
+
+def test_the_disk_needs_room_for_a_block_per_store(tmp_path: Path) -> None:
+    pool = Pool(100 * BLOCK, SLOT, tmp_path / "blocks")
+    pool.open(SHAPE, torch.float32, "one")
+    with pytest.raises(BudgetError, match="disk tier"):
+        pool.open(SHAPE, torch.float32, "two")
+    assert set(pool.stores) == {"one"}
+
+
+def test_a_folder_is_for_one_pool(tmp_path: Path) -> None:
+    pool = Pool(1000, 1 << 20, tmp_path / "blocks")
+    with pytest.raises(SnapshotError, match="in use"):
+        Pool(1000, 1 << 20, tmp_path / "blocks")
+    pool.close()
+    Pool(1000, 1 << 20, tmp_path / "blocks").close()
