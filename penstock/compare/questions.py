@@ -121,7 +121,7 @@ def _too_few(where: Bin, length: int, named: bool) -> str:
     other = "another distance" if named else "another budget"
     return (
         f"a stream of {length:,} tokens has fewer than {LEAST} questions about facts {where.low:,} to {where.high:,} "
-        f"tokens back: give --tokens {max(2 * length, 2 * where.high)} or {other}."
+        f"tokens back: give --tokens {max(2 * length, 2 * where.high, 2000)} or {other}."
     )
 
 

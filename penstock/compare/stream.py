@@ -67,7 +67,7 @@ def facts_stream(model: Model, tokens: int, seed: int = 0, world: FactsWorld | N
         before, statement, after = passage.split()
         ids += _encoded(encoder, before) if before else []
         if passage.fact is not None:
-            start = len(ids)
+            start = len(ids) or len(encoder.prefix_ids)  # those come with the first text
             ids += _encoded(encoder, statement)
             if len(ids) <= tokens:
                 facts.append(_placed(encoder, passage.fact.key, start, len(ids), passage.fact.question,
