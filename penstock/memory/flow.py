@@ -13,7 +13,7 @@ With `literal` it is the specification instead: token by token, all that is read
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -198,7 +198,7 @@ def _piece(
     if extra is not None:
         out = out + extra.to(out.dtype)
     if len(lane.tail.at) == branch.cascade.unit:
-        _move(branch, lane, plan.phase)
+        _move(branch, lane, plan.phase, reader)
     return out
 
 
@@ -226,16 +226,20 @@ def _counted(lane: Lane, kinds: Tensor) -> Tensor:
     return (before + one_hot.cumsum(0) - one_hot).gather(1, kinds.long()[:, None])[:, 0]
 
 
-def _move(branch: Branch, lane: Lane, phase: Phase) -> None:
+def _move(branch: Branch, lane: Lane, phase: Phase, reader: Reader) -> None:
     """The unit ends: its entries enter the cascade."""
     if lane.past is not None:
         lane.past.append(lane.snapshot())
     tail, place = lane.tail, branch.place
-    unit = Unit(lane.start, len(tail.at), phase, tail.query, tail.at, tail.lse)
+    unit = Unit(lane.start, len(tail.at), phase, tail.query, tail.at, tail.lse, tail.entries.kind[0])
+    unit = replace(unit, scale=reader.scale, softcap=reader.softcap)
     arriving: Entries | None = tail.entries
     states: list[State] = []
-    for segment, state in zip(branch.cascade.segments, lane.states):
+    for i, (segment, state) in enumerate(zip(branch.cascade.segments, lane.states)):
         if arriving is not None and len(arriving):
+            if segment.needs_queries or segment.needs_mass:
+                local, policy = torch.arange(unit.count), branch.cascade.positions
+                unit = replace(unit, frame=frame(policy, segment.role, tail.at, local, place.cap, lane.ranks, i))
             state, arriving = segment.admit(state, arriving, unit, place)
         states.append(state)
     if branch.cascade.apart:

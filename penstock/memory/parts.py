@@ -95,6 +95,10 @@ class Unit:
     query: Tensor | None  # [Hq, U, D] raw
     at: Tensor  # [U] int64, positions of the queries in the stream frame
     lse: Tensor | None  # [Hq, U] float32, of all that each query read; for parts that need mass
+    kind: Tensor | None = None  # [U] uint8, of the queries
+    frame: Frame | None = None  # where the queries and the part's entries stood; for parts that need queries
+    scale: float = 1.0  # of the scores that `lse` sums up
+    softcap: float | None = None
 
 
 @dataclass
