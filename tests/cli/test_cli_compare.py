@@ -54,7 +54,7 @@ def test_the_last_document_holds_a_row_per_method_and_budget(command: Command, t
     for word in ("oracle", "text-search", "window", "streaming-llm", "recall by distance", "disk"):
         assert word in again.out
 
-    told = command("recommend", "--question", "far", "--bytes", "1GiB", "--json").last
+    told = command("recommend", "--question", "near", "--bytes", "1GiB", "--json").last
     assert told["reason"].endswith(".")
     assert {"memory", "budget", "row", "runners_up"} <= set(told)
 
