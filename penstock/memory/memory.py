@@ -23,10 +23,11 @@ from torch import Tensor
 from penstock.core import Kind, Phase, Span
 from penstock.errors import CompositionError, ContextFull, MemoryStateError, NotRewindable
 from penstock.memory import flow_rows, groups
-from penstock.memory.cascade import Cascade, Placement
+from penstock.memory.cascade import Placement
 from penstock.memory.flow import FlowGroup
 from penstock.memory.groups import Undo, grouped, row_bytes
 from penstock.memory.layout import Geometry
+from penstock.memory.remembered import SegmentView, runs, slid_out, views
 
 
 class Step:
@@ -64,15 +65,6 @@ class Row:
     @property
     def is_broken(self) -> bool:
         return self.torn > 0
-
-
-@dataclass(frozen=True)
-class SegmentView:
-    """Which entries a segment still holds, by index seen, in the layers that share its cascade."""
-
-    name: str
-    layers: tuple[int, ...]
-    seen: Sequence[int]
 
 
 class Memory:
@@ -150,37 +142,22 @@ class Memory:
 
     def view(self, row: int = 0) -> list[SegmentView]:
         """What is still remembered, by index seen, in stream order within each group of layers."""
-        out: list[SegmentView] = []
-        for group in self.groups:
-            indices = tuple(layer.index for layer in group.layers)
-            if isinstance(group, FlowGroup):
-                out += [SegmentView(*part) for part in flow_rows.views(group, row)]
-            else:
-                out += _views(group.cascade, indices, self.rows[row].length)
-        return out
+        return [v for group in self.groups for v in views(group, row, self.rows[row].length)]
+
+    def remembered(self, row: int = 0) -> list[range]:
+        """Runs of indices that some layer still holds."""
+        return runs({i for view in self.view(row) for i in view.seen})
 
     def evicted(self, start: int, end: int, row: int = 0) -> list[range]:
         """Seen indices that no layer holds any more after a row went from `start` to `end` tokens, and some did."""
         if not self.is_bounded:
             return []
-        if any(isinstance(g, FlowGroup) for g in self.groups):
-            return self._gone(start, end, row)
-        keep = max(sum(c.windows) for c in self.cascades)
-        sinks = max(c.sinks for c in self.cascades)
-        low, high = max(sinks, start - keep), max(sinks, end - keep)
-        return [range(low, high)] if low < high else []
-
-    def remembered(self, row: int = 0) -> list[range]:
-        """Runs of indices that some layer still holds."""
-        held = {i for view in self.view(row) for i in view.seen}
-        return runs(sorted(held))
-
-    def _gone(self, start: int, end: int, row: int) -> list[range]:
-        """By comparison with what was held when last asked: only for sessions that listen to evictions."""
-        now = {i for held in self.remembered(row) for i in held}
-        before = self.rows[row].known
-        self.rows[row].known = now
-        return runs(sorted((before | set(range(start, end))) - now))
+        if all(c.is_simple for c in self.cascades):
+            return slid_out(self.cascades, start, end)
+        # By comparison with what was held when last asked: only sessions that listen to evictions pay for it.
+        now = {i for view in self.view(row) for i in view.seen}
+        before, self.rows[row].known = self.rows[row].known, now
+        return runs((before | set(range(start, end))) - now)
 
     # -- a step -------------------------------------------------------------------------------------------------
 
@@ -368,30 +345,6 @@ class Memory:
         for group in self.groups:
             groups.shift_row(group, row, state.length, by)
         state.length += by
-
-
-def _views(cascade: Cascade, layers: tuple[int, ...], length: int) -> list[SegmentView]:
-    """What sinks and windows hold at a length: their rule says it."""
-    out, age = [], 0
-    if cascade.sinks:
-        out.append(SegmentView("sinks", layers, range(min(length, cascade.sinks))))
-    for size in cascade.windows or (None,):
-        name = "everything" if size is None else "window"
-        low = 0 if size is None else max(cascade.sinks, length - age - size)
-        out.append(SegmentView(name, layers, range(low, max(low, length - age))))
-        age += size or 0
-    return out
-
-
-def runs(numbers: Sequence[int]) -> list[range]:
-    """Sorted numbers as runs without gaps."""
-    out: list[range] = []
-    for n in numbers:
-        if out and out[-1].stop == n:
-            out[-1] = range(out[-1].start, n + 1)
-        else:
-            out.append(range(n, n + 1))
-    return out
 
 
 __all__ = ["Memory", "SegmentView", "Step", "row_bytes"]
