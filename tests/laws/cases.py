@@ -8,6 +8,7 @@ A method may say more about itself, and the laws ask for it:
     alignment     steps must be cut at multiples of this many tokens for `chunk_invariant` (default 1)
     look_ahead    tokens by which an output may look into the future (default 0)
     lossless()    the method with its lossy switch off, for `exact_when_large` (default: itself)
+    rounds        it stores codes: the laws run in float64, where the noise of kernels moves no number over a border
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ TOLERANCE = 1e-5
 
 
 @cache
-def attached(family: str) -> Attached:
+def attached(family: str, dtype: torch.dtype = torch.float32) -> Attached:
     """A tiny model on penstock, one per process."""
-    return attach(tiny_model(family, seed=3))
+    return attach(tiny_model(family, seed=3).to(dtype))
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Case:
 
     @property
     def model(self) -> Attached:
-        return attached(self.family)
+        return attached(self.family, torch.float64 if getattr(self.method, "rounds", False) else torch.float32)
 
     @property
     def budget(self) -> int | None:
