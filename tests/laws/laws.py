@@ -60,10 +60,13 @@ def bounded(case: Case) -> None:
 
 
 def _stored(memory: Memory) -> None:
-    real = storage(memory)
-    assert memory.nbytes == real, f"nbytes says {memory.nbytes}, the storage has {real}"
+    real, told = storage(memory), memory.nbytes + memory.ram_bytes
+    assert told == real, f"nbytes and ram_bytes say {told}, the storage has {real}"
     assert memory.budget_bytes is not None
-    assert real <= memory.budget_bytes, f"{real} bytes stored in a budget of {memory.budget_bytes}"
+    assert memory.nbytes <= memory.budget_bytes, f"{memory.nbytes} bytes stored in a budget of {memory.budget_bytes}"
+    for limit in [tiers for cascade in memory.cascades for tiers in cascade.tiers][:1]:
+        assert memory.ram_bytes <= limit.ram, f"{memory.ram_bytes} bytes of main memory, over {limit.ram}"
+        assert memory.disk_bytes <= limit.disk, f"{memory.disk_bytes} bytes of disk, over {limit.disk}"
 
 
 def _transient(case: Case, entries: int, count: int) -> None:
@@ -76,9 +79,10 @@ def _transient(case: Case, entries: int, count: int) -> None:
     geometry, cascades = case.model.geometry, case.method.cascades(case.model.geometry, entries)
     memory = case.memory(entries=entries)
     case.feed(memory, tiny_tokens(2 * entries + 20), 64)
-    live = Live()
+    live, archived = Live(), memory.ram_bytes
     with watched(memory, live):
         case.step(memory, {0: tiny_tokens(count, 1)})
+    live.peak -= memory.ram_bytes - archived  # what an archive took for good has a limit of its own
     sizes = [ly.entry_bytes(geometry.dtype) for ly in geometry.layers]
     budget = max(size * (c.entries or 0) for size, c in zip(sizes, cascades))
     if not all(

@@ -20,7 +20,8 @@ This room knows nothing of keys, values or models.
 """
 
 from penstock.memory.tiers.journal import TierEvent
+from penstock.memory.tiers.limits import Tiers
 from penstock.memory.tiers.pool import Pool
 from penstock.memory.tiers.store import BlockStore
 
-__all__ = ["BlockStore", "Pool", "TierEvent"]
+__all__ = ["BlockStore", "Pool", "TierEvent", "Tiers"]

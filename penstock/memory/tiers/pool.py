@@ -9,6 +9,8 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -23,13 +25,28 @@ from penstock.memory.tiers.shrink import shrink
 from penstock.memory.tiers.store import BlockStore
 from penstock.memory.tiers.table import Table
 
+_FIRST = 256  # rows of tables, in bytes beside a block, that are there from the first block on
+_SLACK = 3  # tables may take this many times what their rows need: they grow by doubling, and are cut by quarters
+
+
+class Line(NamedTuple):
+    """What one block of a store takes."""
+
+    row: int  # bytes
+    beside: int  # bytes of tables in main memory
+
+    @property
+    def least(self) -> int:
+        """Main memory for one block; tables begin with room for some."""
+        return self.row + _FIRST * self.beside
+
 
 class Pool:
     """RAM and disk for sealed blocks.
 
-    ram, disk   limits in bytes: of the slabs (`ram_bytes`), and of the block files (`disk_bytes`; the index beside
-                them takes about 200 bytes per block and up to 2 MB of log).  Stores of different block sizes get
-                shares in proportion to what one block of each store takes.
+    ram, disk   limits in bytes: of the slabs and the tables beside them (`ram_bytes`), and of the block files
+                (`disk_bytes`; the index beside them takes about 200 bytes per block and up to 2 MB of log).  Stores of
+                different block sizes get shares in proportion to what one block of each store takes.
     folder      for the disk tier; made if it does not exist; belongs to one pool at a time
     durable     every block is on the disk when `append` returns
     patience    seconds that one `fetch` waits for the disk; None waits as long as it takes
@@ -54,7 +71,8 @@ class Pool:
         self.stores: dict[str, BlockStore] = {}  # opened and not closed, by label
         self._shelves: dict[int, Shelf] = {}
         self._live: Counter[int] = Counter()  # home of an opened store -> stores of that line, forks included
-        self._sizes: dict[int, int] = {}  # the same home -> bytes of a block
+        self._lines: dict[int, Line] = {}  # by the same home
+        self._tables: WeakValueDictionary[int, Any] = WeakValueDictionary()
         self._collected: deque[tuple[int, Table]] = deque()  # forks that nobody closed; filled by the collector
         self._forks = 0
         self.reader = Reader(self.lock)
@@ -95,9 +113,10 @@ class Pool:
 
     @property
     def ram_bytes(self) -> int:
-        """Bytes of the slabs."""
+        """Bytes of the slabs, and of the tables that stores have beside their blocks."""
         with self.lock:
-            return sum(shelf.slabs.nbytes for shelf in self._shelves.values())
+            tables = sum(buffer.data.untyped_storage().nbytes() for buffer in self._tables.values())
+            return tables + sum(shelf.slabs.nbytes for shelf in self._shelves.values())
 
     @property
     def disk_bytes(self) -> int:
@@ -107,8 +126,11 @@ class Pool:
 
     # -- stores ---------------------------------------------------------------------------------------------------
 
-    def open(self, shape: tuple[int, ...], dtype: torch.dtype, label: str) -> BlockStore:
-        """A store for blocks of `shape`; the one that was recovered under this label, if there is one."""
+    def open(self, shape: tuple[int, ...], dtype: torch.dtype, label: str, *, beside: int = 0) -> BlockStore:
+        """A store for blocks of `shape`; the one that was recovered under this label, if there is one.
+
+        `beside` bytes of main memory per block are left for tables of the caller (`count_in`).
+        """
         with self.lock:
             if self.closed:
                 raise MemoryStateError("the pool is closed: make a new one.")
@@ -125,6 +147,7 @@ class Pool:
             if self.journal.index is not None:
                 number = self.journal.index.open_store(label, tuple(shape), str(dtype).removeprefix("torch."))
             store = self.enter(label, tuple(shape), dtype, number)
+            self._lines[store.line] = Line(store.shelf.row_bytes, beside)
             try:
                 self.share()
             except BudgetError:
@@ -140,8 +163,13 @@ class Pool:
         store = BlockStore(self, shelf, Table(shelf), label, shape, dtype, self.journal.home(label, number))
         self.stores[label] = store
         self._live[store.line] = 1
-        self._sizes[store.line] = shelf.row_bytes
+        self._lines[store.line] = Line(shelf.row_bytes, 0)
         return store
+
+    def count_in(self, *tables: Any) -> None:
+        """Count buffers (with a tensor `data`) as main memory for as long as anybody refers to them."""
+        with self.lock:
+            self._tables.update((id(table), table) for table in tables)
 
     def forked(self, store: BlockStore, table: Table) -> BlockStore:
         """A store with a table that shares blocks with `store`; called by it, under the lock."""
@@ -180,7 +208,7 @@ class Pool:
     def _leave(self, line: int) -> None:
         self._live[line] -= 1
         if not self._live[line]:
-            del self._live[line], self._sizes[line]
+            del self._live[line], self._lines[line]
             self.share()
 
     # -- the tiers ------------------------------------------------------------------------------------------------
@@ -213,18 +241,29 @@ class Pool:
 
     def share(self) -> None:
         """Divide the limits among the shelves; raises BudgetError if a store could not hold one block."""
-        lines = Counter(self._sizes.values())
-        slots = {size: -(-(SIZE + size) // 64) * 64 for size in self._shelves}
-        need = sum(size * count for size, count in lines.items())
-        need_disk = sum(slots[size] * count for size, count in lines.items())
+        lines: dict[int, list[Line]] = {size: [] for size in self._shelves}
+        for line in self._lines.values():
+            lines[line.row].append(line)
+        slots = {size: -(-(SIZE + size) // 64) * 64 for size in lines}
+        need = sum(line.least for line in self._lines.values())
+        need_disk = sum(slots[line.row] for line in self._lines.values())
         if need > self.ram or 0 < self.disk < need_disk:
             tier, has, least = ("RAM", self.ram, need) if need > self.ram else ("disk", self.disk, need_disk)
             raise BudgetError(f"the {tier} tier has {has} bytes and one block per store takes {least}: give it more.")
         while any(shelf.loading for shelf in self._shelves.values()):
             self.lock.wait()
         for size, shelf in self._shelves.items():
-            shelf.ram_limit = self.ram * size * lines[size] // max(1, need)
-            shelf.disk_limit = self.disk * slots[size] * lines[size] // max(1, need_disk)
+            mine = lines[size]
+            ram = self.ram * sum(line.least for line in mine) // max(1, need)
+            shelf.disk_limit = self.disk * slots[size] * len(mine) // max(1, need_disk)
+            beside = max((line.beside for line in mine), default=0)
+            room = ram - _FIRST * beside * len(mine)
+            if self.folder is None or not beside:
+                shelf.most = room // (size + _SLACK * beside) if self.folder is None else shelf.disk_limit
+                shelf.ram_limit = shelf.most * size if self.folder is None else ram
+            else:  # half of the main memory for tables at most
+                shelf.most = min(shelf.disk_limit // slots[size], max(1, room // 2 // (_SLACK * beside)))
+                shelf.ram_limit = max(size, room - _SLACK * beside * shelf.most)
         for shelf in self._shelves.values():
             shrink(shelf)
             if self.durable:  # blocks whose file went to another shelf

@@ -32,6 +32,7 @@ class Shelf:
     def __init__(self, row_bytes: int, journal: Journal, files: Files | None) -> None:
         self.row_bytes, self.journal, self.files = row_bytes, journal, files
         self.ram_limit = self.disk_limit = 0  # bytes, set by the pool
+        self.most = 0  # blocks whose side tables main memory has room for, set by the pool
         self.live = 0  # blocks that some tier has
         self.records = Records()
         self.slabs = Slabs(row_bytes)
@@ -141,7 +142,7 @@ class Shelf:
         """Blocks there may be."""
         if self.files is None:
             return self.ram_limit // self.row_bytes
-        return self.disk_limit // self.files.slot_bytes
+        return min(self.most, self.disk_limit // self.files.slot_bytes)
 
     def room(self, *, may_drop: bool = True) -> int | None:
         """A free slot in RAM; None if only a block that is nowhere else could make way, and it may not be dropped."""

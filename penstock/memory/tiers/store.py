@@ -72,6 +72,14 @@ class BlockStore:
         pool.journal.deliver()
         return first
 
+    def skip(self, count: int) -> None:
+        """Give the next `count` ids to blocks that are lost: a saved store is rebuilt with its holes."""
+        with self.pool.lock:
+            self._check()
+            for _ in range(count):
+                self.table.append(-1)
+            self.pool.counted(self.home, len(self.table))
+
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(blocks [n, *shape], present [n] bool) of ids [n] int64, on the CPU.
 

@@ -1,0 +1,43 @@
+"""How a budget is divided among sinks, a window and what is retrieved from an archive."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from penstock.core import parse_size
+from penstock.errors import BudgetError
+from penstock.memory.tiers import Tiers
+
+
+class Shares(NamedTuple):
+    """Entries that a query reads: sinks + window + slots * block + (block - 1 pending) + unit = the budget."""
+
+    sinks: int
+    window: int
+    slots: int
+    block: int
+    unit: int
+
+
+def divide(name: str, budget: int | None, block: int, sinks: float, retrieved: float) -> Shares:
+    """Blocks of at most a sixteenth of the budget, a power of two; `sinks` and `retrieved` are shares of the budget."""
+    if budget is None:
+        raise BudgetError(f"{name} needs a budget: give entries (4096) or bytes (64MiB).")
+    size = 4
+    while size * 2 <= min(block, budget // 16):
+        size *= 2
+    first = max(1, int(sinks * budget)) if sinks else 0
+    slots = max(1, int(retrieved * budget) // size)
+    unit = min(size, 64)
+    window = budget - first - slots * size - (size - 1) - unit
+    if window < 1 or block < size:
+        raise BudgetError(
+            f"a budget of {budget} cannot hold a window and {slots} retrieved blocks of {size}: give at least 24, "
+            f"and blocks of 4 or more ({name}:block=N)."
+        )
+    return Shares(first, window, slots, size, unit)
+
+
+def tiers(ram: str, disk: str, folder: str) -> Tiers:
+    """Limits as options give them: sizes as text, an empty one is none."""
+    return Tiers(parse_size(ram), parse_size(disk) if disk else 0, folder)

@@ -1,0 +1,54 @@
+"""infllm: first tokens, a window, and retrieved blocks of all that left it.  arXiv:2402.04617
+
+Differs from the paper: a block's representatives are the keys that the queries of its unit attend to most, each kept
+by itself; one choice per unit while reading, one per query for questions; the archive has a limit in bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from penstock.memory import Cascade, Sinks, Window
+from penstock.memory.archive import Archive
+from penstock.memory.archive_plan import divide, tiers
+from penstock.memory.retrieval import Representatives
+from penstock.methods.base import LAWS, Method
+
+
+@dataclass(frozen=True)
+class InfLLM(Method):
+    """Sinks (1/16 of the budget), a window (about 7/16) and the best blocks of an archive (1/2).
+
+    `block` entries make a block (at most a sixteenth of the budget), summed up by `representatives` keys.  Positions:
+    `clamped` puts all that is retrieved at the window's edge (the paper), `stream` leaves it where it was, `contiguous`
+    numbers what is read anew.  `ram`, `disk` and `folder` limit the archive, oldest blocks out.
+    """
+
+    name: ClassVar[str] = "infllm"
+    title: ClassVar[str] = "Sinks, a window and retrieved blocks"
+    source: ClassVar[str] = "arXiv:2402.04617"
+    differs: ClassVar[str] = "representatives by the attention of the block's unit, kept apart; bounded archive"
+    slots: ClassVar[tuple[str, ...]] = ("segments", "retrieval", "positions", "tier")
+    claims: ClassVar[frozenset[str]] = frozenset(LAWS) - {"grows", "steady"}
+    waived: ClassVar[dict[str, str]] = {
+        "steady": "choosing looks at more summaries until the archive is full; what is read never grows",
+    }
+
+    block: int = 128
+    representatives: int = 4
+    positions: Literal["clamped", "stream", "contiguous"] = "clamped"
+    ram: str = "256MiB"
+    disk: str = ""
+    folder: str = ""
+
+    def lossless(self) -> InfLLM:
+        """Retrieved entries where they were in the stream."""
+        return replace(self, positions="stream")
+
+    def cascade(self, budget: int | None) -> Cascade:
+        share = divide(self.name, budget, self.block, 1 / 16, 1 / 2)
+        archive = Archive(
+            share.block, share.slots, Representatives(self.representatives), tiers(self.ram, self.disk, self.folder)
+        )
+        return Cascade((Sinks(share.sinks), Window(share.window), archive), self.positions, share.unit)
