@@ -1,9 +1,10 @@
 """What does penstock cost? Our own contestant, behind the same protocol as all peers.
 
 The option `path` picks the eager step, the compiled one, or (`auto`) what a session ends up with by itself: both are
-compiled first, and each is used only where it is faster than the eager step. A window is filled by reading tokens, then the counter of the
-stream is shifted to the far position, which leaves the memory as if every token before had been read. Steps go through
-the public session (`decode`, `ingest`), its bookkeeping included; chunks of 256 are read as one step in the
+compiled first, and each is used only where it is faster than the eager step. A window is filled by reading tokens, then
+the counter of the stream is shifted to the far position, which leaves the memory as if every token before had been
+read. The option `memory` names another method, one with an archive; that one reads all the way. Steps go through the
+public session (`decode`, `ingest`), its bookkeeping included; chunks of 256 are read as one step in the
 chunk-invariant form, in which every query sees the 4 + 1020 entries of its own position.
 """
 
@@ -29,7 +30,7 @@ class Ours(Peer):
             self.open = penstock.open
         except (ImportError, AttributeError) as reason:
             raise Skip(f"penstock.open is not available yet ({reason})") from reason
-        self.path = setup.options["path"]
+        self.path, self.method = setup.options["path"], setup.options.get("memory", "streaming-llm")
         self.model = penstock.load(build_model(setup))
         self.tokens = Tokens(setup.shape)
         self.restart()
@@ -41,7 +42,7 @@ class Ours(Peer):
         self.restart()
 
     def restart(self) -> None:
-        self.session = self.open(self.model, "streaming-llm", BUDGET, chunk=CHUNK, path=self.path)
+        self.session = self.open(self.model, self.method, BUDGET, chunk=CHUNK, path=self.path)
         if self.path == "auto":  # compiled once per process, then found again
             self.session.runner.prepare(1)
             self.session.runner.prepare(CHUNK)
@@ -65,7 +66,11 @@ class Ours(Peer):
         return logits
 
     def seek(self, position: int) -> None:
-        """Read to a full window first, then shift the counter."""
+        """Read to a full window first, then shift the counter; an archive is filled by reading all the way."""
+        if self.method != "streaming-llm":
+            while self.session.tokens < position:
+                self.session.ingest(self.tokens.take(min(CHUNK, position - self.session.tokens))[0].tolist())
+            return
         if self.session.tokens < BUDGET:
             self.session.ingest(self.tokens.take(BUDGET - self.session.tokens)[0].tolist())
         self.session._memory.shift(position - self.session.tokens)

@@ -30,6 +30,15 @@ ENTRANTS = {
     for entrant in (
         Entrant("ours", "penstock, streaming-llm, path auto", "ours_worker", options={"path": "auto"}),
         Entrant("ours-eager", "penstock, streaming-llm, eager step", "ours_worker", options={"path": "eager"}),
+        *(
+            Entrant(
+                f"ours-{name}",
+                f"penstock, {name}, eager step",
+                "ours_worker",
+                options={"path": "eager", "memory": name},
+            )
+            for name in ("infllm", "rekv", "lserve")
+        ),
         Entrant("dense", "transformers DynamicCache, sdpa; sees everything", "dense_worker", visible=0),
         Entrant("reencode", "the window encoded again for each token, sdpa", "reencode_worker"),
         Entrant(
