@@ -137,7 +137,7 @@ class HeavyHitters(Retained):
 
     def observe(self, state: State, both: Entries, unit: Unit, place: Place) -> State:
         """Add what the unit's queries gave."""
-        given = attention(state["held"], both, unit, place).sum(1)  # [Hq, T]
+        given = attention(both, unit, place).sum(1)  # [Hq, T]
         given = given.reshape(place.heads, place.group, -1).sum(1)
         past = state["score"] * self.decay
         return {"score": torch.cat([past + given[:, : past.shape[1]], given[:, past.shape[1] :]], dim=1)}
@@ -186,23 +186,25 @@ def best(score: Tensor, count: int, recent: int = 0) -> Tensor:
     return (total - 1 - order[:, :count]).sort(dim=1).values
 
 
-def stood(held: Entries, both: Entries, unit: Unit) -> Tensor:
-    """[H, T] int64: where entries stood in the frame of the unit's queries; `both` are `held` and newer ones.
+def stood(both: Entries, unit: Unit) -> Tensor:
+    """[H, T] int64: where entries stood in the frame of the unit's queries: what the part held, then what arrives.
 
-    The newer ones are the unit's own or were in a window right before it, so they stand where they were seen.
+    What arrives is the unit's own, or was in a window right before it, so it stands where it was seen.
     """
     assert unit.frame is not None
-    at, first = (both.at, unit.at[0]) if unit.frame.policy == "stream" else (both.seen, unit.start)
-    newer = at[:, len(held) :] - first + unit.frame.query[0]
-    return torch.cat([unit.frame.of(held), newer], dim=1)
+    if unit.frame.policy == "stream":
+        return both.at
+    known = unit.frame.position if unit.frame.position is not None else both.seen[:, :0]
+    newer = both.seen[:, known.shape[1] :] - unit.start + unit.frame.query[0]
+    return torch.cat([known, newer], dim=1)
 
 
-def attention(held: Entries, both: Entries, unit: Unit, place: Place) -> Tensor:
+def attention(both: Entries, unit: Unit, place: Place) -> Tensor:
     """[Hq, U, T] float32: the share of its attention that each query of the unit gave to each entry of `both`."""
     assert unit.query is not None
     assert unit.lse is not None
     assert unit.frame is not None
-    position = stood(held, both, unit)
+    position = stood(both, unit)
     key = place.turn(both.key, position).float()  # [H, T, D]
     query = place.turn(unit.query, unit.frame.query).float()
     grouped = query.reshape(place.heads, -1, query.shape[-1])  # [H, group * U, D]
