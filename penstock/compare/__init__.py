@@ -9,6 +9,8 @@ results.py     rows, their cache on disk, stored comparisons
 comparison.py  all passes in order, resumed where they ended
 recommend.py   a choice from stored rows, with its reason
 plot.py        the picture
+shipped.json   a comparison to recommend from, made anew by
+               penstock compare --memory all --tokens 50000 --budget 512 --json | tail -n 1 > shipped.json
 """
 
 from __future__ import annotations

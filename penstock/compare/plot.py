@@ -12,7 +12,7 @@ from penstock.errors import MissingExtra, OutputError
 _COLORS = ("#0072B2", "#E69F00", "#CC3311", "#009E73", "#CC79A7", "#56B4E9", "#8C6D1F", "#000000")
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 _MARKERS = "osD^vPX*"
-_TIERS = (("device", "#0072B2"), ("ram", "#56B4E9"), ("disk", "#BBBBBB"))
+_TIERS = (("device", "#0072B2", "o"), ("ram", "#E69F00", "s"), ("disk", "#777777", "D"))
 _MIB = 2**20
 
 Row = Mapping[str, Any]
@@ -53,7 +53,8 @@ def _given(row: Row) -> Any:
 
 
 def _middle(each: Row) -> float:
-    return float((max(1, each["from"]) * each["to"]) ** 0.5)
+    """The geometric middle of a bin; the first one begins at 0 and counts from its half."""
+    return float((max(each["from"], each["to"] / 2) * each["to"]) ** 0.5)
 
 
 def _recall(panel: Any, rows: Sequence[Row], beside: Sequence[Row]) -> None:
@@ -86,17 +87,31 @@ def _recall(panel: Any, rows: Sequence[Row], beside: Sequence[Row]) -> None:
 
 
 def _bytes(panel: Any, rows: Sequence[Row]) -> None:
-    left = [0.0] * len(rows)
     places = list(range(len(rows)))[::-1]
-    for tier, color in _TIERS:
-        sizes = [row["bytes"][tier] / _MIB for row in rows]
-        panel.barh(places, sizes, left=left, color=color, label=tier, height=0.7)
-        left = [a + b for a, b in zip(left, sizes)]
-    panel.set_yticks(places, [row["memory"] for row in rows], fontsize=7)
+    for tier, color, marker in _TIERS:
+        held = [(row["bytes"][tier] / _MIB, place) for row, place in zip(rows, places) if row["bytes"][tier]]
+        if held:
+            panel.plot([x for x, _ in held], [y for _, y in held], color=color, marker=marker, linestyle="", label=tier)
+    _by_memory(panel, rows, places)
     panel.set_xlabel("peak [MiB]")
-    panel.spines[["top", "right"]].set_visible(False)
     if rows:
-        panel.legend(fontsize=7, frameon=False)
+        panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=3, frameon=False)
+
+
+def _by_memory(panel: Any, rows: Sequence[Row], places: Sequence[int]) -> None:
+    """A line per memory, a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    panel.set_yticks(places, [row["memory"] for row in rows], fontsize=7)
+    panel.set_ylim(-0.6, len(rows) - 0.4)
+    if rows:
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.tick_params(axis="x", labelsize=7)
+    panel.grid(alpha=0.25, axis="x")
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _latency(panel: Any, rows: Sequence[Row]) -> None:
@@ -106,10 +121,5 @@ def _latency(panel: Any, rows: Sequence[Row]) -> None:
         if times["p50"] is not None:
             panel.plot([times["p50"], times["p99"]], [place, place], color="#0072B2", linewidth=2)
             panel.plot([times["p50"]], [place], color="#0072B2", marker="o", markersize=5)
-    panel.set_yticks(places, [row["memory"] for row in rows], fontsize=7)
-    panel.set_ylim(-0.6, len(rows) - 0.4)
-    if rows:
-        panel.set_xscale("log")
+    _by_memory(panel, rows, places)
     panel.set_xlabel("step, p50 (dot) to p99 [ms]")
-    panel.grid(alpha=0.25, axis="x")
-    panel.spines[["top", "right"]].set_visible(False)

@@ -162,7 +162,7 @@ class _Draw:
     def __init__(self, stream: Stream, rng: random.Random) -> None:
         self.facts, self.length, self.rng = stream.facts, len(stream.ids), rng
         self.starts = [fact.start for fact in stream.facts]
-        self.grid = 64 if self.length >= 8192 else 16
+        self.grid = max(16, min(4096, 1 << max(0, self.length // 256).bit_length() - 1))  # at least 256 places
         self.used: set[int] = set()  # indices of facts
         self.taken: dict[int, list[tuple[int, Placed]]] = {}
         self._empty: set[int] = set()  # bins without an unused fact

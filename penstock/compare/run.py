@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,8 +32,7 @@ class Pass:
 
     tokens: int = 0
     seconds: float = 0.0  # of reading
-    positions: array[float] = field(default_factory=lambda: array("d"))  # of whole steps
-    times: array[float] = field(default_factory=lambda: array("d"))  # their seconds
+    steps: list[tuple[int, int, float]] = field(default_factory=list)  # position, tokens, seconds
     ask_seconds: list[float] = field(default_factory=list)  # from a question to the first token of its answer
     hits: dict[Question, bool] = field(default_factory=dict)
     device: int = 0  # peaks, in bytes
@@ -57,17 +55,24 @@ class Pass:
         self.ram = max(self.ram, getattr(memory, "ram_bytes", 0))
         self.disk = max(self.disk, getattr(memory, "disk_bytes", 0))
 
+    def whole(self) -> tuple[list[float], list[float]]:
+        """Positions and seconds of the longest steps (those that a question cut short do not count)."""
+        most = max((tokens for _, tokens, _ in self.steps), default=0)
+        kept = [(at, seconds) for at, tokens, seconds in self.steps if tokens == most]
+        return [float(at) for at, _ in kept], [seconds for _, seconds in kept]
+
     def row(self, plan: Plan) -> dict[str, Any]:
         """The columns of a result row that one plan's questions give."""
+        positions, times = self.whole()
         asked = [self.hits[question] for question in plan.questions]
         return {
             "recall": plan.recall(asked),
             "nll_mean": self.nll_mean,
             "bytes": {"device": self.device, "ram": self.ram, "disk": self.disk},
             "step_ms": {
-                "p50": percentile(self.times, 0.5) * 1e3,
-                "p99": percentile(self.times, 0.99) * 1e3,
-                "slope_per_million": slope(self.positions, self.times, after=2 * plan.budget),
+                "p50": percentile(times, 0.5) * 1e3,
+                "p99": percentile(times, 0.99) * 1e3,
+                "slope_per_million": slope(positions, times, after=2 * plan.budget),
             },
             "ingest_tokens_per_second": self.tokens_per_second,
             "first_token_ms": percentile(self.ask_seconds, 0.5) * 1e3,
@@ -102,16 +107,24 @@ def read(
     """Read the whole stream and ask every plan's questions on forks; `tick` is called between steps and may raise."""
     session = Session(model, method, budget, chunk=chunk, path="eager", measure=True)
     found = Pass()
+    try:
+        _read(session, stream, plans, found, tick)
+    finally:
+        session.runner.close()
+    return found
+
+
+def _read(
+    session: Session, stream: Stream, plans: Sequence[Plan], found: Pass, tick: Callable[[Pass], None]
+) -> None:  # fmt: skip
     waiting = sorted((q for plan in plans for q in plan.questions), key=lambda q: q.at)[::-1]
     while found.tokens < len(stream.ids):
         until = min(len(stream.ids), waiting[-1].at if waiting else len(stream.ids))
-        tokens = stream.ids[found.tokens : min(until, found.tokens + chunk)]
+        tokens = stream.ids[found.tokens : min(until, found.tokens + session.chunk)]
         began = time.perf_counter()
         session.ingest(tokens)
         took = time.perf_counter() - began
-        if len(tokens) == chunk:
-            found.positions.append(found.tokens)
-            found.times.append(took)
+        found.steps.append((found.tokens, len(tokens), took))
         found.tokens += len(tokens)
         found.seconds += took
         found.look(session._memory)
@@ -120,7 +133,6 @@ def read(
             question = waiting.pop()
             found.hits[question] = _ask_fork(session, question, found)
         tick(found)
-    return found
 
 
 def _ask_fork(session: Session, question: Question, found: Pass) -> bool:
