@@ -34,6 +34,9 @@ from penstock.models.sampling import Sampling
 from penstock.models.support import check_supported
 from penstock.models.text import TextEncoder
 from penstock.reply import reply
+from penstock.spans import Spans
+from penstock.spans import end as end_span
+from penstock.spans import prune as prune_span
 
 CHUNK = 64
 
@@ -110,6 +113,7 @@ class Session:
         self.runner = Runner(model.attached, self._memory, path, chunk)
         self.memory = RememberedMemory(self)
         self.log = TokenLog(sink=log)
+        self.spans = Spans(getattr(self.method, "stack", None))
         self.meter = Meter()
         self._special = special
         self.encoder = self._new_encoder()
@@ -184,9 +188,11 @@ class Session:
         self.log.append(tokens)  # last: its file may be on a full disk, and the session must be whole then
         if self._on_evict:
             for gone in self._memory.evicted(at, self.tokens):
-                event = Evicted(gone, tuple(self.log.slice(gone.start, gone.stop)))
-                for callback in self._on_evict:
-                    callback(event)
+                self._tell_evicted(gone, self.log.slice(gone.start, gone.stop))
+
+    def _tell_evicted(self, gone: range, tokens: Sequence[int]) -> None:
+        for callback in self._on_evict:
+            callback(Evicted(gone, tuple(tokens)))
 
     def _losses(self, logits: Tensor, tokens: list[int]) -> list[float]:
         """Negative log-likelihoods of the tokens that had a prediction: all but the first of the stream."""
@@ -243,6 +249,7 @@ class Session:
         length = self._memory.mark(0, max_new)
         encoder = self.encoder.state_dict() if self.encoder is not None else None
         state = {"encoder": encoder, "logits": self._logits, "turn": (self._in_answer, self._turns_from)}
+        state["spans"] = self.spans.state_dict()
         self._marks.append(Mark(length, state))
         return self._marks[-1]
 
@@ -273,6 +280,7 @@ class Session:
             self.encoder.load_state_dict(mark.state["encoder"])
         self._logits = mark.state["logits"]
         self._in_answer, self._turns_from = mark.state["turn"]
+        self.spans.load_state_dict(mark.state["spans"])
 
     def truncate(self, length: int) -> None:
         """Forget the newest tokens so that `length` remain; exact, or NotRewindable.  Held-back text is dropped."""
@@ -300,6 +308,7 @@ class Session:
             raise NotRewindable(f"the log keeps too few tokens to return to {length}: resume a snapshot instead.")
         self._memory.truncate(length - 1)
         self.log.truncate(length - 1)
+        self.spans.truncate(length)
         self._marks = [m for m in self._marks if m.length < length]
         if self._turns_from is not None and length <= self._turns_from:
             self._in_answer, self._turns_from = False, None
@@ -323,6 +332,7 @@ class Session:
     def _clear(self) -> None:
         self._memory.reset(0)
         self.log.clear()
+        self.spans = Spans(self.spans.stack)
         self._logits, self._marks = None, []
         self._in_answer, self._turns_from = False, None
         self.encoder = self._new_encoder()
@@ -337,12 +347,40 @@ class Session:
             special=self._special,
         )  # fmt: skip
         self._memory.copy_row(0, other._memory, 0)
-        other.log = self.log.copy()
+        other.log, other.spans = self.log.copy(), self.spans.copy()
         other.encoder = self.encoder.copy() if self.encoder is not None else None
         other._logits = None if self._logits is None else self._logits.clone()
         other._in_answer, other._turns_from, other._turns = self._in_answer, self._turns_from, self._turns
         other.runner.use_as(self.runner)
         return other
+
+    # -- prune --------------------------------------------------------------------------------------------------
+
+    def begin_span(self) -> None:
+        """Subtasks begin here: what follows, up to `end_span`, can be pruned when it is done.  Spans nest."""
+        self.flush()
+        self.spans.begin(self.tokens)
+
+    def end_span(self) -> list[range]:
+        """The innermost span is done; those beyond the method's `stack` are pruned, oldest first, and returned."""
+        self.flush()
+        return end_span(self)
+
+    def prune(self, start: int, stop: int) -> int:
+        """Take tokens [start, stop) out, as if they had never been read; returns how many were read again (spans.py).
+
+        Open marks behind `start` are closed.  Exact, or NotRewindable and nothing is changed.
+        """
+        self._check_idle()
+        return prune_span(self, start, stop)
+
+    def _pruned(self, first: int, start: int, stop: int) -> None:
+        """Bookkeeping of a prune that goes back to `first` tokens."""
+        self._marks = [m for m in self._marks if m.length <= first]
+        self.spans.cut(start, stop)
+        self._logits = None
+        if self._turns_from is not None and self._turns_from > start:
+            self._turns_from = max(start, self._turns_from - (stop - start))
 
     # -- keep ---------------------------------------------------------------------------------------------------
 

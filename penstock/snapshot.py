@@ -65,6 +65,7 @@ def save(session: Session, path: Path) -> None:
         "in_answer": session._in_answer,
         "turns_from": session._turns_from,
         "log": session.log.state_dict(),
+        "spans": session.spans.state_dict(),
         "encoder": session.encoder.state_dict() if session.encoder is not None else None,
     }
     meta = {"penstock": json.dumps(body)}
@@ -178,6 +179,8 @@ def resume(
         held = {name.removeprefix("memory."): t for name, t in tensors.items() if name.startswith("memory.")}
         session._memory.load_row(held, int(body["length"]), 0)
         session.log.load_state_dict(body["log"])
+        if "spans" in body:  # not in files written before there were spans
+            session.spans.load_state_dict(body["spans"])
         if session.encoder is not None and body["encoder"] is not None:
             session.encoder.load_state_dict(body["encoder"])
         if "logits" in tensors:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "penstock"
 
 BASE = {"core", "errors", "cost"}
 SLOTS = {"memory", "stages", "reducers", "triggers", "rollout"}
-SESSION = {"cache", "session", "reply", "snapshot", "log", "meter", "engine"}
+SESSION = {"cache", "session", "reply", "snapshot", "log", "meter", "spans", "engine"}
 TOP = {"io", "serve", "cli", "testing", "worlds"}
 
 # room -> rooms that it may import (itself always)
