@@ -20,15 +20,16 @@ class Shares(NamedTuple):
 
 
 def divide(name: str, budget: int | None, block: int, sinks: float, retrieved: float) -> Shares:
-    """Blocks of at most a sixteenth of the budget, a power of two; `sinks` and `retrieved` are shares of the budget."""
+    """`sinks` and `retrieved` are shares of the budget.
+
+    Blocks and units are powers of two, at most a sixteenth of the budget; units are as large as that allows, up to 64,
+    since the memory moves once per unit.
+    """
     if budget is None:
         raise BudgetError(f"{name} needs a budget: give entries (4096) or bytes (64MiB).")
-    size = 4
-    while size * 2 <= min(block, budget // 16):
-        size *= 2
+    size, unit = _power(min(block, budget // 16)), _power(min(64, budget // 16))
     first = max(1, int(sinks * budget)) if sinks else 0
     slots = max(1, int(retrieved * budget) // size)
-    unit = min(size, 64)
     window = budget - first - slots * size - (size - 1) - unit
     if window < 1 or block < size:
         raise BudgetError(
@@ -36,6 +37,11 @@ def divide(name: str, budget: int | None, block: int, sinks: float, retrieved: f
             f"and blocks of 4 or more ({name}:block=N)."
         )
     return Shares(first, window, slots, size, unit)
+
+
+def _power(most: int) -> int:
+    """The largest power of two up to `most`, but at least 4."""
+    return max(4, 1 << max(0, most.bit_length() - 1))
 
 
 def tiers(ram: str, disk: str, folder: str) -> Tiers:

@@ -208,6 +208,7 @@ class Pool:
     def _leave(self, line: int) -> None:
         self._live[line] -= 1
         if not self._live[line]:
+            self._shelves[self._lines[line].row].forget_line(line)
             del self._live[line], self._lines[line]
             self.share()
 
@@ -254,6 +255,7 @@ class Pool:
             self.lock.wait()
         for size, shelf in self._shelves.items():
             mine = lines[size]
+            shelf.lines = max(1, len(mine))
             ram = self.ram * sum(line.least for line in mine) // max(1, need)
             shelf.disk_limit = self.disk * slots[size] * len(mine) // max(1, need_disk)
             beside = max((line.beside for line in mine), default=0)

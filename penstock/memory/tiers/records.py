@@ -17,6 +17,7 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
     "disk": np.dtype(np.int64),  # its slot on the disk, or -1
     "live": np.dtype(np.int64),  # 0, or -1 when no tier has it any more
     "home": np.dtype(np.int32),  # number of the line of stores it was appended to
+    "line": np.dtype(np.int32),  # home of the store that its line began with
     "id": np.dtype(np.int64),  # its id there
     "generation": np.dtype(np.int64),  # of the session that appended it
     "checksum": np.dtype("V16"),  # of its content, once it was written
@@ -33,6 +34,7 @@ class Records:
     disk: NDArray[np.int64]
     live: NDArray[np.int64]
     home: NDArray[np.int32]
+    line: NDArray[np.int32]
     id: NDArray[np.int64]
     generation: NDArray[np.int64]
     checksum: NDArray[np.void]
@@ -42,7 +44,7 @@ class Records:
             setattr(self, name, np.zeros(0, dtype=dtype))
         self._free: list[int] = []
 
-    def new(self, *, birth: int, home: int, id: int, generation: int) -> int:
+    def new(self, *, birth: int, home: int, line: int, id: int, generation: int) -> int:
         """A row with one reference, in no tier yet."""
         if not self._free:
             self._grow()
@@ -51,7 +53,7 @@ class Records:
         self.birth[block] = self.used[block] = birth
         self.ram[block] = self.disk[block] = -1
         self.live[block] = 0
-        self.home[block], self.id[block], self.generation[block] = home, id, generation
+        self.home[block], self.line[block], self.id[block], self.generation[block] = home, line, id, generation
         return block
 
     def free(self, block: int) -> None:
@@ -75,14 +77,14 @@ class Records:
 
 
 class Order:
-    """The blocks of a tier, smallest key first.
+    """The blocks of a tier (of one line of stores, if given), smallest key first.
 
     A sixteenth of them is ranked at a time, so that finding the next one costs a few operations on average and not a
     scan.  A queued block whose key has changed since is skipped: it has come back to the end of the order.
     """
 
-    def __init__(self, records: Records, tier: str, key: str) -> None:
-        self.records, self.tier, self.key = records, tier, key
+    def __init__(self, records: Records, tier: str, key: str, line: int | None = None) -> None:
+        self.records, self.tier, self.key, self.line = records, tier, key, line
         self._queue: deque[tuple[int, int]] = deque()
 
     def first(self, count: int = 1, skip: Collection[int] = ()) -> list[int]:
@@ -110,10 +112,15 @@ class Order:
         return out
 
     def _valid(self, block: int, key: int) -> bool:
-        return getattr(self.records, self.tier)[block] >= 0 and getattr(self.records, self.key)[block] == key
+        records = self.records
+        is_in = getattr(records, self.tier)[block] >= 0 and getattr(records, self.key)[block] == key
+        return bool(is_in and (self.line is None or records.line[block] == self.line))
 
     def _rank(self, skipped: int) -> None:
-        resident = np.flatnonzero(getattr(self.records, self.tier) >= 0)
+        inside = getattr(self.records, self.tier) >= 0
+        if self.line is not None:
+            inside &= self.records.line == self.line
+        resident = np.flatnonzero(inside)
         keys = getattr(self.records, self.key)[resident]
         some = min(len(resident), len(resident) // 16 + 64 + skipped)
         if some < len(resident):

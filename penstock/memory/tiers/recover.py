@@ -87,7 +87,7 @@ def _fill_store(shelf: Shelf, store: BlockStore, row: StoreRow, blocks: dict[int
         block = blocks.get(index)
         number = -1
         if block is not None:
-            number = shelf.adopt(block, store.home)
+            number = shelf.adopt(block, store.home, store.line)
             if number < 0:
                 lost.append(index)
         store.table.append(number)

@@ -2,8 +2,8 @@
 
 A block is on the disk, in RAM, or in both; it is written at most once.  RAM gives up its least recently used block; if
 that is not on the disk yet, a batch of the next ones is written with one sync.  The last tier (the disk, if there is
-one) says how many blocks there may be: the one that was appended first goes when a new one comes, whatever was read in
-between, so that what is kept does not depend on the order or the time of reads.
+one) says how many blocks there may be, equally many for each line of stores: its first one goes when a new one comes,
+whatever was read in between and whatever other lines do, so that what is kept does not depend on either.
 
 All of this under the pool's lock; only `loads` reads without it.
 """
@@ -11,6 +11,7 @@ All of this under the pool's lock; only `loads` reads without it.
 from __future__ import annotations
 
 import errno
+from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +34,14 @@ class Shelf:
         self.row_bytes, self.journal, self.files = row_bytes, journal, files
         self.ram_limit = self.disk_limit = 0  # bytes, set by the pool
         self.most = 0  # blocks whose side tables main memory has room for, set by the pool
-        self.live = 0  # blocks that some tier has
+        self.lines = 1  # lines of stores that share the capacity, set by the pool
+        self.held: Counter[int] = Counter()  # blocks that some tier has, by line
         self.records = Records()
         self.slabs = Slabs(row_bytes)
         self.loading: set[int] = set()  # blocks whose file is being read without the lock (`loads`)
         self._troubles: set[str] = set()  # what failed when the disk was last written to: write, grow
         self._coldest = Order(self.records, "ram", "used")
-        self.eldest = Order(self.records, "live", "birth")
+        self._eldest: dict[int, Order] = {}
         self._eldest_in_ram = Order(self.records, "ram", "birth")
         self._eldest_on_disk = Order(self.records, "disk", "birth")
 
@@ -57,17 +59,15 @@ class Shelf:
         out: NDArray[np.bool_] = (self.records.ram[blocks] < 0) & (self.records.disk[blocks] < 0)
         return out
 
-    def add(self, content: Row, home: int, index: int) -> int:
+    def add(self, content: Row, home: int, line: int, index: int) -> int:
         """Take in a new block; returns its number, with one reference."""
-        while self.live >= self.capacity:
-            tier = "RAM" if self.files is None else "disk"
-            self.drop(self.eldest.first(), "dropped", f"the {tier} tier is full")
+        self.limit_line(line, self.capacity - 1, f"the {'RAM' if self.files is None else 'disk'} tier is full")
         slot = self.room()
         assert slot is not None
         self.slabs.row(slot)[:] = content
-        self.live += 1
+        self.held[line] += 1
         serial = self.journal.serial()
-        block = self.records.new(birth=serial, home=home, id=index, generation=self.journal.generation)
+        block = self.records.new(birth=serial, home=home, line=line, id=index, generation=self.journal.generation)
         self.enter_ram(block, slot)
         return block
 
@@ -116,15 +116,15 @@ class Shelf:
         """Blocks that are in RAM only."""
         return [int(block) for block in np.flatnonzero((self.records.ram >= 0) & (self.records.disk < 0))]
 
-    def adopt(self, row: BlockRow, home: int) -> int:
+    def adopt(self, row: BlockRow, home: int, line: int) -> int:
         """Take in a block that an earlier process left; -1 if its place in the files is gone."""
         slot = self.file().slot(row.file, row.slot)
         if slot is None:
             return -1
-        block = self.records.new(birth=row.birth, home=home, id=row.id, generation=row.generation)
+        block = self.records.new(birth=row.birth, home=home, line=line, id=row.id, generation=row.generation)
         self.records.checksum[block] = np.void(row.checksum)
         self.records.disk[block] = slot
-        self.live += 1
+        self.held[line] += 1
         return block
 
     def is_below(self, block: int) -> bool:
@@ -139,10 +139,21 @@ class Shelf:
 
     @property
     def capacity(self) -> int:
-        """Blocks there may be."""
+        """Blocks there may be of each line."""
         if self.files is None:
-            return self.ram_limit // self.row_bytes
-        return min(self.most, self.disk_limit // self.files.slot_bytes)
+            return self.ram_limit // self.row_bytes // self.lines
+        return min(self.most, self.disk_limit // self.files.slot_bytes) // self.lines
+
+    def limit_line(self, line: int, most: int, reason: str) -> None:
+        """Drop the oldest blocks of a line until there are no more than `most`."""
+        while self.held[line] > most:
+            order = self._eldest.setdefault(line, Order(self.records, "live", "birth", line))
+            self.drop(order.first(), "dropped", reason)
+
+    def forget_line(self, line: int) -> None:
+        """A line has ended."""
+        self._eldest.pop(line, None)
+        del self.held[line]
 
     def room(self, *, may_drop: bool = True) -> int | None:
         """A free slot in RAM; None if only a block that is nowhere else could make way, and it may not be dropped."""
@@ -274,7 +285,8 @@ class Shelf:
     def _leave(self, block: int) -> None:
         self.leave_ram(block)
         self.leave_disk(block)
-        self.live -= int(self.records.live[block] == 0)
+        if self.records.live[block] == 0:
+            self.held[int(self.records.line[block])] -= 1
         self.records.live[block] = -1
 
     def _known(self, block: int) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from penstock.memory.tiers.shelf import Shelf
 
 def shrink(shelf: Shelf) -> None:
     """Under the lock, while nothing is being loaded."""
-    while shelf.live > shelf.capacity:
-        shelf.drop(shelf.eldest.first(), "dropped", "the tiers became smaller")
+    for line in list(shelf.held):
+        shelf.limit_line(line, shelf.capacity, "the tiers became smaller")
     while shelf.slabs.nbytes > shelf.ram_limit:
         _empty_slab(shelf, shelf.slabs.retire())
     if shelf.files is not None:

@@ -63,7 +63,7 @@ class BlockStore:
             pool.reap()
             first, new = len(self.table), []
             for row in rows:
-                new.append(self.shelf.add(row, self.home, len(self.table)))
+                new.append(self.shelf.add(row, self.home, self.line, len(self.table)))
                 self.table.append(new[-1])
             pool.counted(self.home, len(self.table))
             if pool.durable and new and not self.shelf.persist(new):

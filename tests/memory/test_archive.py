@@ -1,0 +1,239 @@
+"""The archive: what a query reads, what stays where, copies, rollbacks, limits, damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from penstock.core import Phase
+from penstock.errors import BudgetError, CompositionError
+from penstock.memory import Cascade, Everything, Memory, Sinks, Window
+from penstock.memory.archive import Archive
+from penstock.memory.archive_blocks import Archived, Rows
+from penstock.memory.retrieval import Bounds, Channels, Mean, Representatives, Selector
+from penstock.memory.tiers import Tiers
+
+from .stack import Stack, difference, tokens
+
+SELECTORS = (Mean(), Representatives(2), Bounds(2), Channels(4))
+SMALL = Tiers(400_000)
+
+
+def cascade(archive: Archive, positions: str = "stream") -> Cascade:
+    return Cascade((Sinks(2), Window(6), archive), positions, 4)
+
+
+def archived(memory: Memory, layer: int = 0, row: int = 0) -> Archived:
+    [lane] = memory.groups[0].lanes[row][layer]
+    blocks: Archived = lane.states[-1]["blocks"]
+    return blocks
+
+
+@contextmanager
+def asking(memory: Memory) -> Iterator[None]:
+    """Steps inside are questions."""
+    memory.step = partial(Memory.step, memory, phase=Phase.ASK)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del memory.step  # type: ignore[method-assign]
+
+
+def ask(stack: Stack, memory: Memory, stream: Sequence[int], row: int = 0) -> Tensor:
+    with asking(memory):
+        return stack.feed(memory, stream, row=row)
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+@pytest.mark.parametrize("select", SELECTORS)
+def test_with_slots_for_all_it_is_dense(select: Selector, by_head: bool) -> None:
+    """Nothing is lost, whatever the summaries, while reading and when asked (card infllm, check b)."""
+    stack, stream = Stack(), tokens(90)
+    expected = stack.expected(stream, Cascade((Everything(),)))
+    memory = stack.memory(cascade(Archive(4, 24, select, by_head=by_head)))
+    got = torch.cat([stack.feed(memory, stream[:75], 5), ask(stack, memory, stream[75:])], dim=1)
+    assert difference(got, expected) < 1e-5
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+def test_a_question_reads_the_blocks_with_the_best_mean(by_head: bool) -> None:
+    """By hand: sinks, window, two blocks of the archive, what is pending, the unit so far."""
+    stack, stream = Stack(windows=(None,)), tokens(110, seed=3)
+    memory = stack.memory(cascade(Archive(4, 2, Mean(), ingest="none", by_head=by_head)))
+    stack.feed(memory, stream[:-1], 7)
+    got = ask(stack, memory, stream[-1:])[0, 0]  # [Hq, D]
+    ids, now = torch.tensor(stream), len(stream) - 1
+    whole = now // 4 * 4
+    key, value = stack.keys[0, ids].double(), stack.values[0, ids].double()  # [T, H, D]
+    query = stack.queries[0, ids[-1]].double().view(2, 2, -1)  # [H, g, D]
+    blocks = [range(a, a + 4) for a in range(2, whole - 6 - 3, 4)]
+    pending = range(blocks[-1].stop, whole - 6)
+    means = torch.stack([key[list(b)].mean(0) for b in blocks])  # [n, H, D]
+    scores = torch.einsum("nhd,hgd->hn", means, query)
+    rotary = stack.geometry.layers[0].encoding
+    for h in range(2):
+        best = (scores[h] if by_head else scores.sum(0)).topk(2).indices.tolist()
+        read = [0, 1, *(i for b in best for i in blocks[b]), *pending, *range(whole - 6, now + 1)]
+        turned = rotary.rotate(key[read, h][None], rotary.angles(torch.tensor(read)))[0]
+        for g in range(2):
+            asked = rotary.rotate(query[h, g][None, None], rotary.angles(torch.tensor([now])))[0, 0]
+            weights = torch.softmax(turned @ asked * stack.scale, 0)
+            assert torch.allclose(weights @ value[read, h], got[2 * h + g].double(), atol=1e-5)
+
+
+def test_asking_changes_nothing() -> None:
+    """Twice the same answer, and the stream goes on as if nothing had been asked (card rekv, check d)."""
+    stack, stream = Stack(), tokens(100)
+    plan = cascade(Archive(4, 2, Representatives(2)))
+    memory, alone = stack.memory(plan, rows=2), stack.memory(plan)
+    stack.feed(memory, stream[:70], 9)
+    stack.feed(alone, stream[:70], 9)
+    answers = []
+    for _ in range(2):
+        memory.copy_row(0, memory, 1)
+        answers.append(ask(stack, memory, tokens(13, seed=8), row=1))
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(stack.feed(memory, stream[70:], 9), stack.feed(alone, stream[70:], 9))
+
+
+def test_a_rollback_takes_blocks_back() -> None:
+    stack, stream = Stack(), tokens(100)
+    plan = cascade(Archive(4, 3, Bounds(2)))
+    memory, alone = stack.memory(plan), stack.memory(plan)
+    stack.feed(memory, stream[:61], 8)
+    mark = memory.mark(max_new=64)
+    for seed in (5, 6):
+        stack.feed(memory, tokens(30, seed=seed), 8)
+        memory.rollback(mark)
+    memory.commit(mark)
+    stack.feed(alone, stream[:61], 8)
+    assert difference(stack.feed(memory, stream[61:], 8), stack.feed(alone, stream[61:], 8).double()) < 1e-6
+    blocks = archived(memory)
+    assert blocks.store is not None
+    assert len(blocks.store) == len(blocks) == len(archived(alone))
+
+
+@pytest.mark.parametrize("select", SELECTORS)
+def test_saved_and_loaded_elsewhere(select: Selector) -> None:
+    stack, stream = Stack(), tokens(120)
+    plan = cascade(Archive(4, 3, select, SMALL, by_head=True))
+    memory, other = stack.memory(plan), stack.memory(plan)
+    stack.feed(memory, stream[:90], 8)
+    other.load_row(memory.save_row(), 90)
+    assert torch.equal(stack.feed(memory, stream[90:], 8), stack.feed(other, stream[90:], 8))
+    assert torch.equal(ask(stack, memory, stream[:9]), ask(stack, other, stream[:9]))
+
+
+def test_main_memory_stays_within_its_limit() -> None:
+    """The oldest blocks go, and their summaries with them; a question reads what is left."""
+    stack = Stack()
+    memory = stack.memory(cascade(Archive(4, 3, Mean(), SMALL)))
+    for seed in range(40):
+        stack.feed(memory, tokens(128, seed=seed), 64)
+        assert memory.ram_bytes <= SMALL.ram
+    blocks = archived(memory)
+    assert 0 < blocks.oldest < len(blocks)
+    assert blocks.first > 0
+    assert len(blocks.summary) == len(blocks) - blocks.first
+    assert blocks.live <= len(blocks.summary) <= blocks.live * 4 // 3 + 2 * 64
+    assert memory.nbytes <= (memory.budget_bytes or 0)
+    assert torch.isfinite(ask(stack, memory, tokens(9))).all()
+    other = stack.memory(cascade(Archive(4, 3, Mean(), SMALL)))
+    other.load_row(memory.save_row(), memory.length())
+    assert torch.equal(ask(stack, memory, tokens(9, seed=7)), ask(stack, other, tokens(9, seed=7)))
+
+
+def test_with_a_disk_nothing_is_lost(tmp_path: Path) -> None:
+    stack = Stack()
+    wide = stack.memory(cascade(Archive(4, 3, Mean())))
+    small = stack.memory(cascade(Archive(4, 3, Mean(), Tiers(400_000, 8_000_000, str(tmp_path / "blocks")))))
+    for seed in range(12):
+        stream = tokens(128, seed=seed)
+        assert torch.equal(stack.feed(wide, stream, 64), stack.feed(small, stream, 64))
+        assert small.ram_bytes <= 400_000
+        assert small.disk_bytes <= 8_000_000
+    assert archived(small).oldest == 0
+    assert small.disk_bytes > 0
+    assert torch.equal(ask(stack, wide, tokens(20)), ask(stack, small, tokens(20)))
+
+
+def test_lost_blocks_are_not_read(tmp_path: Path) -> None:
+    """Files full of zeros: what is read is what main memory has, and nothing wrong."""
+    stack = Stack()
+    memory = stack.memory(cascade(Archive(4, 3, Mean(), Tiers(400_000, 8_000_000, str(tmp_path / "blocks")))))
+    stack.feed(memory, [t for seed in range(12) for t in tokens(128, seed=seed)], 64)
+    for path in (tmp_path / "blocks").glob("*.blocks"):
+        path.write_bytes(bytes(path.stat().st_size))
+    blocks = archived(memory)
+    assert blocks.store is not None
+    _, there = blocks.store.fetch(torch.arange(len(blocks)))
+    assert there.any()
+    assert not there.all()
+    ids = torch.stack((there.nonzero()[0, 0], (~there).nonzero()[0, 0])).sort().values
+    assert len(blocks.fetch(ids)) == 4
+    assert torch.isfinite(ask(stack, memory, tokens(9))).all()
+
+
+@pytest.mark.parametrize("positions", ["stream", "clamped", "contiguous"])
+@pytest.mark.parametrize("ingest", ["unit", "token", "none"])
+def test_chunks_and_the_specification(positions: str, ingest: str) -> None:
+    stack, stream = Stack(), tokens(101)
+    plan = cascade(Archive(4, 3, Mean(), ingest=ingest), positions)
+    whole = stack.feed(stack.memory(plan), stream)
+    for chunk in (1, 7):
+        assert difference(stack.feed(stack.memory(plan), stream, chunk), whole.double()) < 2e-6
+    assert difference(stack.feed(stack.memory(plan, naive=True), stream), whole.double()) < 2e-5
+
+
+def test_far_numbers_of_contiguous_positions_have_no_gap() -> None:
+    """What a query reads while a stream is read is numbered without holes: retrieved, pending, window, tail."""
+    stack = Stack()
+    memory = stack.memory(cascade(Archive(4, 3, Mean()), "contiguous"))
+    stack.feed(memory, tokens(90), 64)
+    [lane] = memory.groups[0].lanes[0][0]
+    state, part = lane.states[-1], memory.cascades[0].segments[-1]
+    assert isinstance(memory.cascades[0], Cascade)
+    count, oldest, newest = part.span(state)  # type: ignore[union-attr]
+    assert count == len(state["near"]) + len(state["pending"]) == 12 + len(state["pending"])
+    assert (oldest, newest) == (2, 88 - 6 - 1)
+    assert lane.ranks is not None
+    assert lane.ranks.total == 2 + 6 + count
+
+
+def test_rows_of_a_fork_share_the_past() -> None:
+    def row(n: int) -> Tensor:
+        return torch.full((1, 2), float(n))
+
+    first = Rows.empty((2,))
+    for n in range(200):
+        first = first.append(row(n))
+    one, other = first.append(row(-1)), first.append(row(-2))
+    assert other.base.buffer is first.base.buffer
+    assert torch.cat(one.parts)[:, 0].tolist() == [*range(200), -1]
+    assert torch.cat(other.parts)[:, 0].tolist() == [*range(200), -2]
+    for n in range(300):
+        other = other.append(row(1000 + n))
+    assert torch.cat(other.parts)[:, 0].tolist() == [*range(200), -2, *range(1000, 1300)]
+    assert torch.cat(one.from_row(150).parts)[:, 0].tolist() == [*range(150, 200), -1]
+    assert len(first) == 200
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(BudgetError, match="raise the budget"):
+        Archive(4, 0)
+    with pytest.raises(CompositionError, match="choose unit"):
+        Archive(4, 1, ingest="sometimes")
+    with pytest.raises(BudgetError, match="give ram="):
+        Stack().memory(cascade(Archive(4, 1, Mean(), Tiers(1000))))
+    with pytest.raises(CompositionError, match="carry positions"):
+        Stack("alibi").memory(cascade(Archive(4, 1)))
+    with pytest.raises(BudgetError, match="folder"):
+        Tiers(1000, 1000)
+    with pytest.raises(BudgetError, match="not possible"):
+        Tiers(0)
