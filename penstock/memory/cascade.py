@@ -18,7 +18,7 @@ class Cascade:
     `positions` is one of POLICIES.  Sinks come first.  With `unit` 1 a cascade of sinks and windows (or of everything)
     moves token by token; all others change where a unit of that many tokens ends, and until then the unit's own entries
     wait in a tail, in front of the first segment.  `blind` lists pairs (kind of the query, kind of the key) that do not
-    see each other; `apart` lets kinds count positions apart.
+    see each other; `apart` counts the positions of what is written (answers) apart from those of what is read.
     """
 
     segments: tuple[Part, ...]

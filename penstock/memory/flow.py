@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.core import Phase, Span
+from penstock.core import Kind, Phase, Span
 from penstock.errors import CompositionError
 from penstock.memory.attend import learned_sink
 from penstock.memory.cascade import Cascade, Heads, Placement
@@ -30,7 +30,7 @@ from penstock.memory.parts import Place, Query, Readable, State, Unit
 from penstock.memory.positions import Angles
 from penstock.memory.reading import Reader
 
-KINDS = 8  # kinds of token that can count apart
+KINDS = 8  # counters that a saved lane has room for; two are used
 _FAR = 1 << 62  # clamps nothing
 
 
@@ -59,7 +59,7 @@ class Lane:
     states: tuple[State, ...]
     tail: Tail
     start: int = 0  # index in the stream of the unit's first token
-    counts: tuple[int, ...] = (0,) * KINDS  # tokens of each kind before the unit, where kinds count apart
+    counts: tuple[int, ...] = (0,) * KINDS  # tokens read and written before the unit, where they count apart
     ranks: Ranks | None = None
     past: list[Lane] | None = None  # as it was at each border since the oldest open mark
 
@@ -218,12 +218,16 @@ def readables(branch: Branch, lane: Lane, query: Query) -> Any:
 
 
 def _counted(lane: Lane, kinds: Tensor) -> Tensor:
-    """[C] int64: the number of each token among its kind."""
-    before = torch.tensor(lane.counts)
-    tail = lane.tail.entries.kind[0].long()
-    before = before + torch.bincount(tail, minlength=KINDS)
-    one_hot = torch.nn.functional.one_hot(kinds.long(), KINDS)  # [C, K]
-    return (before + one_hot.cumsum(0) - one_hot).gather(1, kinds.long()[:, None])[:, 0]
+    """[C] int64: the number of each token among those that were read, or among those that were written."""
+    before = torch.tensor(lane.counts) + torch.bincount(_sides(lane.tail.entries.kind[0]), minlength=KINDS)
+    side = _sides(kinds)
+    one_hot = torch.nn.functional.one_hot(side, KINDS)  # [C, K]
+    return (before + one_hot.cumsum(0) - one_hot).gather(1, side[:, None])[:, 0]
+
+
+def _sides(kinds: Tensor) -> Tensor:
+    """Which counter a kind has: what the model writes counts apart from all that it reads."""
+    return (kinds == Kind.ANSWER).long()
 
 
 def _move(branch: Branch, lane: Lane, phase: Phase, reader: Reader) -> None:
@@ -243,7 +247,7 @@ def _move(branch: Branch, lane: Lane, phase: Phase, reader: Reader) -> None:
             state, arriving = segment.admit(state, arriving, unit, place)
         states.append(state)
     if branch.cascade.apart:
-        more = torch.bincount(tail.entries.kind[0].long(), minlength=KINDS).tolist()
+        more = torch.bincount(_sides(tail.entries.kind[0]), minlength=KINDS).tolist()
         lane.counts = tuple(a + b for a, b in zip(lane.counts, more))
     lane.states, lane.start = tuple(states), lane.start + unit.count
     lane.tail = _empty_tail(branch)

@@ -117,11 +117,11 @@ class Query:
         return self.raw.shape[1]
 
     def to(self, positions: Tensor) -> Tensor:
-        """The queries rotated to positions [C]: a run of consecutive numbers, or one that stops at a limit."""
+        """The queries rotated to positions [C]."""
         rotary = self.place.encoding
         if not isinstance(rotary, Rotary):
             return self.raw
-        key = (id(rotary), int(positions[0]), int(positions[-1]), len(positions))
+        key = (id(rotary), *positions.tolist())
         if key not in self.memo:
             self.memo[key] = rotary.angles(positions, self.place.device)
         return rotary.rotate(self.raw, self.memo[key])
