@@ -15,6 +15,7 @@ from penstock.cli.options import PLOT_KINDS, can_plot, check_writable
 from penstock.cli.output import ClosedOutput, Output, say
 from penstock.compare import Cache, Comparison, Plan, Stream, facts_stream, make_plan, text_stream
 from penstock.compare.comparison import check
+from penstock.compare.parallel import Spec
 from penstock.compare.plot import draw
 from penstock.compare.questions import LEAST, USUAL
 from penstock.core import Budget
@@ -62,6 +63,8 @@ class CompareOptions(Common):
         "DIR",
     )  # fmt: skip
     fresh: bool = option(False, "Measure again what the cache already holds.")
+    jobs: int | None = option(None, "Passes that run side by side, one core each.  [default: the number of cores, at "
+                              "most 4, for a small model that reads much; else 1]", "N")  # fmt: skip
     device: str = option("cpu", "Where to run: cpu, cuda, mps, ...", "D")
     dtype: str | None = option(None, "float32, bfloat16 or float16.  [default: as the model is stored]", "T")
 
@@ -69,6 +72,8 @@ class CompareOptions(Common):
         for name, least in (("tokens", 2), ("chunk", 1), ("seed", 0), ("questions", LEAST)):
             if not least <= getattr(self, name) < 1 << 63:
                 raise UsageError(f"--{name} cannot be {getattr(self, name)}: give a whole number from {least} on.")
+        if self.jobs is not None and not 1 <= self.jobs <= 64:
+            raise UsageError(f"--jobs cannot be {self.jobs}: give a whole number from 1 to 64.")
         if self.world is not None and self.input is not None:
             raise UsageError("--world and --input name two streams: give one of them.")
         if self.world is not None and self.world not in WORLDS:
@@ -134,7 +139,8 @@ def compare(options: CompareOptions) -> int | None:
     with Interrupts() as interrupts:
         try:
             with view_for(out) as view:
-                comparison.run(view.show, lambda: interrupts.flagged)
+                spec = Spec(options.model, options.dtype, options.device)
+                comparison.run(view.show, lambda: interrupts.flagged, spec, options.jobs)
         except ClosedOutput:
             closed = True
         interrupts.next_phase()

@@ -29,18 +29,17 @@ class View(Protocol):
 
 
 class _Timed:
-    """Calls `tell` every so many seconds, and when the next memory begins."""
+    """Calls `tell` every so many seconds per memory."""
 
     every = 1.0
 
     def __init__(self) -> None:
-        self._next = 0.0
-        self._job = -1
+        self._next: dict[int, float] = {}  # by job: several may be under way
 
     def show(self, now: Progress) -> None:
         moment = time.monotonic()
-        if moment >= self._next or now.job != self._job:
-            self._next, self._job = moment + self.every, now.job
+        if moment >= self._next.get(now.job, 0.0):
+            self._next[now.job] = moment + self.every
             self.tell(now)
 
     def tell(self, now: Progress) -> None:
@@ -79,9 +78,6 @@ class BarView(_Timed):
 
     def tell(self, now: Progress) -> None:
         try:
-            for job, task in self._tasks.items():
-                if job != now.job:
-                    self._bars.update(task, completed=now.total)
             if now.job not in self._tasks:
                 self._tasks[now.job] = self._bars.add_task(Text(_name(now)).plain, total=now.total, state="")
             self._bars.update(self._tasks[now.job], completed=now.tokens, state=_state(now))

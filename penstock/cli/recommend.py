@@ -45,8 +45,9 @@ class RecommendOptions(Common):
         self.limits()
 
     def limits(self) -> Limits:
-        sizes = [None if text is None else parse_size(text) for text in (self.bytes, self.ram, self.disk)]
-        return Limits(*sizes, self.latency)
+        """What the memory may take."""
+        device, ram, disk = (None if text is None else parse_size(text) for text in (self.bytes, self.ram, self.disk))
+        return Limits(device, ram, disk, self.latency)
 
 
 def recommend(options: RecommendOptions) -> None:

@@ -7,6 +7,7 @@ baselines.py   beside the memories: an oracle that fetches the right block, and 
 search.py      plain text search over the log
 results.py     rows, their cache on disk, stored comparisons
 comparison.py  all passes in order, resumed where they ended
+parallel.py    several passes at once, one core each
 recommend.py   a choice from stored rows, with its reason
 plot.py        the picture
 shipped.json   a comparison to recommend from, made anew by

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from penstock.compare.baselines import BASELINES, ORACLE, beside
+from penstock.compare.parallel import Spec, side_by_side, workers_for
 from penstock.compare.questions import Plan
 from penstock.compare.results import Cache, code_version, finite
 from penstock.compare.run import Pass, Stopped, read
@@ -76,25 +77,68 @@ class Comparison:
                 entries = check(self.model, method, budget)
                 self.jobs.append(Job(str(method), method, entries, (plan,), (str(budget),)))
 
-    def run(self, tell: Callable[[Progress], None] = lambda _: None, stop: Callable[[], bool] = lambda: False) -> None:
-        """All passes that are not in the cache; one that fails leaves a row with its error."""
-        threads = torch.get_num_threads()
-        chosen = False
+    def run(
+        self, tell: Callable[[Progress], None] = lambda _: None, stop: Callable[[], bool] = lambda: False,
+        spec: Spec | None = None, workers: int | None = None,
+    ) -> None:  # fmt: skip
+        """All passes that are not in the cache; one that fails leaves a row with its error.
+
+        With a `spec`, which says how to load the model again, small models run as many passes side by side as there
+        are cores, or `workers`.
+        """
+        rows = {n: known for n, job in enumerate(self.jobs) if (known := self._known(job)) is not None}
+        waiting = [n for n in range(len(self.jobs)) if n not in rows]
+        count = (workers or workers_for(self.model, len(waiting), len(self.stream.ids))) if spec is not None else 1
         try:
-            for number, job in enumerate(self.jobs):
-                rows = self._known(job)
-                if rows is None:
-                    if not chosen:
-                        choose_threads(self.model, self.stream, self.chunk)
-                        chosen = True
-                    rows = self._made(job, number, tell, stop)
-                (self.rows if job.method is not None else self.baselines).extend(rows)
+            if min(count, len(waiting)) > 1:
+                assert spec is not None
+                self._run_beside(spec, waiting, min(count, len(waiting)), rows, tell, stop)
+            else:
+                self._run_here(waiting, rows, tell, stop)
             self.ended = "done"
         except Stopped:
             self.ended = "interrupted"
         finally:
-            torch.set_num_threads(threads)
+            for number in sorted(rows):
+                (self.rows if self.jobs[number].method is not None else self.baselines).extend(rows[number])
             self._join()
+
+    def _run_here(self, waiting: Sequence[int], rows: Rows, tell: Callable[[Progress], None],
+                  stop: Callable[[], bool]) -> None:  # fmt: skip
+        threads = torch.get_num_threads()
+        if waiting:
+            choose_threads(self.model, self.stream, self.chunk)
+        try:
+            for number in waiting:
+
+                def tick(found: Pass, number: int = number) -> None:
+                    if stop():
+                        raise Stopped
+                    tell(self._progress(number, found))
+
+                try:
+                    found = _Work(self)(self.model, number, tick)
+                except Stopped:
+                    raise
+                except Exception as error:
+                    rows[number] = self._failed(number, _sentence(error))
+                else:
+                    rows[number] = self._rows_of(number, found, torch.get_num_threads())
+        finally:
+            torch.set_num_threads(threads)
+
+    def _run_beside(
+        self, spec: Spec, waiting: Sequence[int], count: int, rows: Rows, tell: Callable[[Progress], None],
+        stop: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        for news in side_by_side(spec, _Work(self), waiting, count, _sentence, stop):
+            if news.error is not None:
+                rows[news.job] = self._failed(news.job, news.error)
+            elif news.ended:
+                assert news.found is not None
+                rows[news.job] = self._rows_of(news.job, news.found, 1)
+            elif news.found is not None:
+                tell(self._progress(news.job, news.found))
 
     # -- one job ------------------------------------------------------------------------------------------------
 
@@ -117,39 +161,31 @@ class Comparison:
         found = [row for row in rows if row is not None]
         return found if len(found) == len(rows) else None
 
-    def _made(
-        self, job: Job, number: int, tell: Callable[[Progress], None], stop: Callable[[], bool]
-    ) -> list[dict[str, Any]]:
-        total = len(self.stream.ids)
+    def _progress(self, number: int, found: Pass) -> Progress:
+        job = self.jobs[number]
+        return Progress(
+            number, len(self.jobs), job.name, job.entries, found.tokens, len(self.stream.ids), found.tokens_per_second,
+            len(found.hits), found.recall,
+        )  # fmt: skip
 
-        def tick(found: Pass) -> None:
-            if stop():
-                raise Stopped
-            speed = found.tokens_per_second
-            tell(Progress(number, len(self.jobs), job.name, job.entries, found.tokens, total, speed, len(found.hits),
-                          found.recall))  # fmt: skip
+    def _failed(self, number: int, error: str) -> list[dict[str, Any]]:
+        job = self.jobs[number]
+        return [{"memory": job.name, "budget": job.entries or plan.budget, **_EMPTY, "error": error,
+                 "budget_given": given} for plan, given in zip(job.plans, job.given)]  # fmt: skip
 
-        began = time.perf_counter()
-        heads = [{"memory": job.name, "budget": job.entries or plan.budget} for plan in job.plans]
-        try:
-            if job.method is None:
-                found = beside(job.name, self.model, self.stream, job.plans, tick)
-            else:
-                found = read(self.model, job.method, job.entries, self.stream, job.plans, self.chunk, tick)
-        except (Stopped, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            return [{**head, **_EMPTY, "error": _sentence(error)} for head in heads]
+    def _rows_of(self, number: int, found: Pass, threads: int) -> list[dict[str, Any]]:
+        """The rows that a pass gives, kept in the cache."""
+        job = self.jobs[number]
         more = {
-            "seconds": time.perf_counter() - began,
-            "threads": torch.get_num_threads() if str(self.model.attached.device) == "cpu" else None,
+            "seconds": found.wall,
+            "threads": threads if str(self.model.attached.device) == "cpu" else None,
             "grows": job.method is not None and not job.method.needs_budget,
         }
         rows = []
-        for head, plan, given in zip(heads, job.plans, job.given):
+        for plan, given in zip(job.plans, job.given):
+            head = {"memory": job.name, "budget": job.entries or plan.budget}
             rows.append(finite({**head, **found.row(plan), **more, "budget_given": given}))
-            about = {"model": self.model.name, "stream": self.stream.name}
-            self.cache.put(self._key(job, plan), rows[-1], about)
+            self.cache.put(self._key(job, plan), rows[-1], {"model": self.model.name, "stream": self.stream.name})
         return rows
 
     def _join(self) -> None:
@@ -171,6 +207,25 @@ _EMPTY: dict[str, Any] = {
     "tokens": 0,
     "questions": 0,
 }
+
+
+Rows = dict[int, list[dict[str, Any]]]  # by the number of the job
+
+
+class _Work:
+    """One job on a model, here or in another process: everything it needs but the model."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.jobs, self.stream, self.chunk = comparison.jobs, comparison.stream, comparison.chunk
+
+    def __call__(self, model: Model, number: int, tick: Callable[[Pass], None]) -> Pass:
+        job, began = self.jobs[number], time.perf_counter()
+        if job.method is None:
+            found = beside(job.name, model, self.stream, job.plans, tick)
+        else:
+            found = read(model, job.method, job.entries, self.stream, job.plans, self.chunk, tick)
+        found.wall = time.perf_counter() - began
+        return found
 
 
 def _sentence(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Pass:
 
     tokens: int = 0
     seconds: float = 0.0  # of reading
+    wall: float = 0.0  # seconds of the whole pass, questions included
     steps: list[tuple[int, int, float]] = field(default_factory=list)  # position, tokens, seconds
     ask_seconds: list[float] = field(default_factory=list)  # from a question to the first token of its answer
     hits: dict[Question, bool] = field(default_factory=dict)
@@ -48,6 +49,10 @@ class Pass:
     def recall(self) -> float | None:
         """Over all questions so far."""
         return sum(self.hits.values()) / len(self.hits) if self.hits else None
+
+    def moment(self) -> Pass:
+        """The counters alone, small enough to be sent often."""
+        return replace(self, steps=[], ask_seconds=[])
 
     def look(self, memory: Any) -> None:
         """Keep the highest bytes of each tier."""
