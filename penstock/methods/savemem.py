@@ -79,14 +79,13 @@ class ThreeTiers(Part):
             affinity = near if affinity == NONE else NEW * near + (1 - NEW) * affinity
         recent = unit.query.float().mean(1)
         asked = NEW * recent + (1 - NEW) * state["asked"]
-        after = {**state, "asked": asked}
+        after: State = {**state, "asked": asked}
         while len(both) > self.short:
             leaving, both = both.split(self.frame)
             if self.cap:
                 after, change = self._leave(after, leaving, both, change, place)
-        near = directions(both.key).mean(1)
         means = torch.tensor([affinity, change], dtype=torch.float64)
-        return {**after, "short": both, "near": near, "means": means}, None
+        return {**after, "short": both, "near": directions(both.key).mean(1), "means": means}, None
 
     def _leave(self, state: State, leaving: Entries, rest: Entries, change: float, place: Place) -> tuple[State, float]:
         """One frame goes from the short tier to the older ones."""
