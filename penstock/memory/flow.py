@@ -27,7 +27,7 @@ from penstock.memory.entries import Entries
 from penstock.memory.frames import Ranks, frame, rank
 from penstock.memory.layout import Layer
 from penstock.memory.parts import Place, Query, Readable, State, Unit
-from penstock.memory.positions import Angles
+from penstock.memory.positions import Alibi, Angles
 from penstock.memory.reading import Reader
 
 KINDS = 8  # counters that a saved lane has room for; two are used
@@ -292,8 +292,11 @@ def _branches(
     for i, (heads, cascade) in enumerate(pairs):
         index = torch.tensor(heads, device=device) if heads else None
         queries = None if index is None else (index[:, None] * group + torch.arange(group, device=device)).flatten()
+        mine = layer
+        if queries is not None and isinstance(layer.encoding, Alibi):  # each branch has the slopes of its own heads
+            mine = replace(layer, encoding=Alibi(layer.encoding.slopes[queries.to(layer.encoding.slopes.device)]))
         place = Place(
-            layer, len(heads) or layer.kv_heads, group, dtype, device, cascade.positions, cascade.unit,
+            mine, len(heads) or layer.kv_heads, group, dtype, device, cascade.positions, cascade.unit,
             _FAR if cascade.entries is None else cascade.entries - 1, cascade.apart, f"{layer.index}.{i}", pool,
         )  # fmt: skip
         out.append(Branch(cascade, place, index, queries))
