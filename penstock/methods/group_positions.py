@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from penstock.core import Kind
 from penstock.errors import BudgetError, CompositionError, UsageError
-from penstock.memory import Alibi, Cascade, Geometry, Place, Placement, Sinks, Window
+from penstock.memory import Alibi, Cascade, Geometry, Place, Placement, Sinks, State, Window
 from penstock.memory.routing import ByKind, FrameWindow
 from penstock.methods.base import LAWS, Method
 
@@ -23,8 +23,8 @@ _TARGET = int(Kind.ANSWER)
 class Sides(ByKind):
     """What is read, and what is written."""
 
-    def check(self, place: Place) -> None:
-        super().check(place)
+    def begin(self, place: Place) -> State:
+        """Where a memory is made; a plan of its bytes needs no refusal."""
         index = place.layer.index
         if place.layer.window is not None:
             raise CompositionError(
@@ -36,6 +36,7 @@ class Sides(ByKind):
                 f"group-positions lets keys stand in front of queries, which ALiBi in layer {index} rewards: "
                 "use a rotary model, or memory=streaming-llm."
             )
+        return super().begin(place)
 
 
 @dataclass(frozen=True)
