@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -76,6 +77,7 @@ class Gated:
         at = Rotations(rotary(torch.arange(tokens.shape[1]), self.net.config))
         x: Tensor = self.net.model.embed_tokens(tokens)
         streaming = self.visible(tokens.shape[1])
+        layer: Any
         for i, layer in enumerate(self.net.model.layers):
             if gates is None:
                 x = layer(x, at)
@@ -141,7 +143,7 @@ def train(gated: Gated, tokenizer: Tokenizer, config: GatesConfig, by_head: bool
         loss = apart.sum() / max(1, len(apart)) + config.reg * gates.abs().mean()
         optimizer.param_groups[0]["lr"] = learning_rate(config, step)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         bar.update(
             task, advance=1, description=f"loss {float(loss.detach()):.4f} mean {float(gates.detach().mean()):.2f}"
