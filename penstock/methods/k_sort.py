@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from penstock.errors import UsageError
 from penstock.memory import Cascade, Geometry, Placement
 from penstock.memory.codec import BlockFloat
 from penstock.memory.coded import coded_window
@@ -43,10 +42,6 @@ class KSort(Method):
     block: int = 32
     bits: int = 4
     sort: bool = True
-
-    def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise UsageError(f"k-sort has mantissas of 4 or 8 bits, got {self.bits}: choose one of the two.")
 
     def cascade(self, budget: int | None, width: int = 1 << 20) -> Cascade:
         block = min(self.block, width // 2)

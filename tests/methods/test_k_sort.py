@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.errors import UsageError
+from penstock.errors import CompositionError
 from penstock.memory import Memory, Sinks
 from penstock.memory.codec import BlockFloat, channel_order
 from penstock.memory.coded import Coded
@@ -49,8 +49,8 @@ def test_composition() -> None:
         assert memory.cascades[0].segments[0] == Sinks(4)  # type: ignore[union-attr]
     assert coded_part(running.memory("k-sort:sort=false,bits=8", 1024)).keys == BlockFloat(8, 16, False)
     for bad in ("k-sort:bits=5", "k-sort:bits=12"):
-        with pytest.raises(UsageError, match="4 or 8 bits"):
-            parse(bad)
+        with pytest.raises(CompositionError, match="4 or 8 bits"):
+            parse(bad).cascade(1024)
     assert KSort().lossless() == KSort(coded=False)
 
 
