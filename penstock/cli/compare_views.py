@@ -120,7 +120,7 @@ def compare_tables(comparison: Comparison) -> list[RenderableType]:
         out += [""] if out else []
         if any(row["recall"] for row in [*rows, *beside]):
             out += [*_recall_table(given, rows, beside), ""]
-        out += _cost_table(given, rows)
+        out += _cost_table(given, rows) if rows else []
     return out
 
 
@@ -147,7 +147,7 @@ def _recall_table(given: str, rows: Sequence[Row], beside: Sequence[Row]) -> lis
 
 
 def _cost_table(given: str, rows: Sequence[Row]) -> list[RenderableType]:
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 1, 0, 0))
     for heading in ("memory", "loss", "device", "RAM", "disk", "p50 ms", "p99", "slope/M", "tokens/s", "answer ms"):
         left = heading == "memory"
         table.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")

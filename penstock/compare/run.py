@@ -79,7 +79,7 @@ class Pass:
                 "p99": percentile(times, 0.99) * 1e3,
                 "slope_per_million": slope(positions, times, after=2 * plan.budget),
             },
-            "ingest_tokens_per_second": self.tokens_per_second,
+            "ingest_tokens_per_second": self.tokens_per_second or None,
             "first_token_ms": percentile(self.ask_seconds, 0.5) * 1e3,
             "tokens": self.tokens,
             "questions": len(asked),
