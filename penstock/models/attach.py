@@ -25,7 +25,7 @@ from transformers import AttentionInterface
 
 from penstock.errors import UnsupportedModel
 from penstock.memory import Geometry
-from penstock.models.products import products
+from penstock.models.products import Unwatched, products
 
 IMPLEMENTATION = "penstock"
 
@@ -198,7 +198,8 @@ class Attached:
                 f"{type(self.hf).__name__} was given another attention after it was attached: "
                 "set it back with set_attn_implementation('penstock'), or open it anew."
             )
-        with products(self.geometry.dtype, self.device, len(tokens)):
+        with products(self.geometry.dtype, self.device, len(tokens)) as wide:
+            step = step if wide is None or isinstance(step, Recorder) else Unwatched(step)
             return forward(self.hf, self.adapter, tokens, step, positions, logits)
 
     def detach(self) -> None:

@@ -39,6 +39,19 @@ def _is_long(x: Tensor, weight: Tensor) -> bool:
     return x.dtype is torch.bfloat16 and weight.dtype is torch.bfloat16 and x.numel() >= ROWS * x.shape[-1]
 
 
+class Unwatched:
+    """A step that reads the memory outside of the mode, which would look at each of its many small operations."""
+
+    def __init__(self, step: Any) -> None:
+        self._step = step
+
+    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As Step.attend."""
+        with torch._C.DisableTorchFunction():
+            out: Tensor = self._step.attend(*args, **kwargs)
+        return out
+
+
 def products(dtype: torch.dtype, device: torch.device, rows: int) -> AbstractContextManager[Any]:
     """The context to run a step of `rows` tokens in."""
     return Wide() if rows >= ROWS and emulates(dtype, device) else contextlib.nullcontext()
