@@ -22,7 +22,7 @@ from penstock.memory.tiers import BlockStore
 from penstock.memory.tiers.pool import Line
 from penstock.memory.vector import Vector
 
-_FLAT = 4096  # blocks that are all scored
+_FLAT = 1024  # blocks that are all scored
 _SERIAL = counter()
 
 
@@ -236,20 +236,19 @@ class Archived:
     def choose(self, query: Tensor, slots: int, *, together: bool = False) -> Tensor:
         """[C, k] ids of the blocks that queries [H, g, C, D] read, in stream order; [C, H, k] where heads part.
 
-        Fewer than `slots` if there are not more.  `together`: one choice for all, by the mean of their scores.
+        Fewer than `slots` if there are not more.  `together`: one choice for all, by the mean of the queries.
         """
         first = self.oldest
         count = 1 if together else query.shape[2]
         if self.count - first <= slots:
             ids = torch.arange(first, self.count)
             return ids.expand(count, *([len(query)] if self.apart else []), -1)
-        asked = self.selector.project(query.float(), self.table).cpu()
+        query = query.float().mean(2, keepdim=True) if together else query.float()
+        asked = self.selector.project(query, self.table).cpu()
         which, scores = search(
             self.selector, self.summary.parts, self.coarse.parts, asked, max(0, first - self.first), _FLAT,
-            max(32, 2 * slots),
+            max(16, slots // 4),
         )  # fmt: skip
-        if together:
-            scores = scores.mean(1, keepdim=True)
         scores = scores.transpose(0, 1) if self.apart else scores.sum(0)  # [C, (H,) m]
         best = scores.topk(min(slots, len(which)), dim=-1).indices
         return self.first + which[best].sort(-1).values
@@ -267,7 +266,7 @@ class Archived:
         keep = there.all(0)  # heads of one cascade hold equally many entries
         parts = [self.layout.unpack(r[keep], self.shift) for r in rows.view(*ids.shape, -1)]
         columns = {name: torch.cat([getattr(p, name) for p in parts]) for name in parts[0].columns()}
-        return Entries(**columns)
+        return Entries(**columns, turned=False)
 
     # -- as a value of a state ----------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from penstock.core import parse_size
-from penstock.errors import BudgetError
+from penstock.errors import BudgetError, UsageError
 from penstock.memory.tiers import Tiers
 
 
@@ -29,7 +29,10 @@ def divide(name: str, budget: int | None, block: int, sinks: float, retrieved: f
         raise BudgetError(f"{name} needs a budget: give entries (4096) or bytes (64MiB).")
     size, unit = _power(min(block, budget // 16)), _power(min(64, budget // 16))
     first = max(1, int(sinks * budget)) if sinks else 0
-    slots = max(1, int(retrieved * budget) // size)
+    if not 0 < retrieved < 1:
+        raise UsageError(f"{name} cannot retrieve a share of {retrieved} of the budget: give one between 0 and 1.")
+    room = budget - first - (size - 1) - unit - 1  # for blocks and a window of one at least
+    slots = max(1, min(int(retrieved * budget), room) // size)
     window = budget - first - slots * size - (size - 1) - unit
     if window < 1 or block < size:
         raise BudgetError(

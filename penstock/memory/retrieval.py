@@ -46,8 +46,10 @@ class Selector:
     def score(self, summary: Tensor, query: Tensor) -> Tensor:
         """[H, C, n] float32 of summaries [n, H, r, D'] for projected queries [H, g, C, D']: the best of a block's
         vectors, summed over the query heads of a group."""
-        products = torch.einsum("nhrd,hgcd->hgcnr", summary, query)
-        return products.amax(-1).sum(1)
+        count, _, rows, _ = summary.shape
+        keys = summary.transpose(0, 1).flatten(1, 2)  # [H, n * r, D']
+        products = query.flatten(1, 2) @ keys.mT
+        return products.view(*query.shape[:3], count, rows).amax(-1).sum(1)
 
     def box(self, summary: Tensor) -> Tensor:
         """[2, H, D']: least and greatest over summaries [n, H, r, D']."""

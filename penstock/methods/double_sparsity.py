@@ -20,7 +20,8 @@ from penstock.methods.base import LAWS, Method
 class DoubleSparsity(Method):
     """Sinks, a window, and the blocks with the best entries by `channels` channels of every key.
 
-    Channels are those in which the keys and queries of the first block are large together, per key-value head.
+    `retrieved` is the share of the budget for them.  Channels are those in which the keys and queries of the first
+    block are large together, per key-value head.
     """
 
     name: ClassVar[str] = "double-sparsity"
@@ -35,7 +36,8 @@ class DoubleSparsity(Method):
 
     block: int = 4
     channels: int = 16
-    positions: Literal["stream", "clamped", "contiguous"] = "stream"
+    retrieved: float = 0.75
+    positions: Literal["contiguous", "stream", "clamped"] = "contiguous"
     ram: str = "256MiB"
     disk: str = ""
     folder: str = ""
@@ -45,7 +47,7 @@ class DoubleSparsity(Method):
         return replace(self, positions="stream")
 
     def cascade(self, budget: int | None) -> Cascade:
-        share = divide(self.name, budget, self.block, 1 / 32, 1 / 2)
+        share = divide(self.name, budget, self.block, 1 / 32, self.retrieved)
         archive = Archive(
             share.block, share.slots, Channels(self.channels), tiers(self.ram, self.disk, self.folder), by_head=True
         )

@@ -18,9 +18,10 @@ from penstock.methods.base import LAWS, Method
 
 @dataclass(frozen=True)
 class InfLLM(Method):
-    """Sinks (1/16 of the budget), a window (about 7/16) and the best blocks of an archive (1/2).
+    """Sinks (1/16 of the budget), a window and the best blocks of an archive (`retrieved`, a share of the budget).
 
-    `block` entries make a block (at most a sixteenth of the budget), summed up by `representatives` keys.  Positions:
+    `block` entries make a block (at most a sixteenth of the budget), summed up by `representatives` keys: all of them
+    by default, for the few that the text itself attends to are not those that a question asks for.  Positions:
     `clamped` puts all that is retrieved at the window's edge (the paper), `stream` leaves it where it was, `contiguous`
     numbers what is read anew.  `ram`, `disk` and `folder` limit the archive, oldest blocks out.
     """
@@ -28,15 +29,16 @@ class InfLLM(Method):
     name: ClassVar[str] = "infllm"
     title: ClassVar[str] = "Sinks, a window and retrieved blocks"
     source: ClassVar[str] = "arXiv:2402.04617"
-    differs: ClassVar[str] = "representatives by the attention of the block's unit, kept apart; bounded archive"
+    differs: ClassVar[str] = "small blocks, all keys kept as representatives, each by itself; bounded archive"
     slots: ClassVar[tuple[str, ...]] = ("segments", "retrieval", "positions", "tier")
     claims: ClassVar[frozenset[str]] = frozenset(LAWS) - {"grows", "steady"}
     waived: ClassVar[dict[str, str]] = {
         "steady": "choosing looks at more summaries until the archive is full; what is read never grows",
     }
 
-    block: int = 128
-    representatives: int = 4
+    block: int = 16
+    representatives: int = 16
+    retrieved: float = 0.5
     positions: Literal["clamped", "stream", "contiguous"] = "clamped"
     ram: str = "256MiB"
     disk: str = ""
@@ -47,7 +49,7 @@ class InfLLM(Method):
         return replace(self, positions="stream")
 
     def cascade(self, budget: int | None) -> Cascade:
-        share = divide(self.name, budget, self.block, 1 / 16, 1 / 2)
+        share = divide(self.name, budget, self.block, 1 / 16, self.retrieved)
         archive = Archive(
             share.block, share.slots, Representatives(self.representatives), tiers(self.ram, self.disk, self.folder)
         )

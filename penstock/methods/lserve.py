@@ -20,8 +20,8 @@ from penstock.methods.base import LAWS, Method
 class LServe(Method):
     """Sinks, a window, and the best pages by channel-wise least and greatest keys.
 
-    A page of `block` entries is bounded in `pieces` parts.  The choice made for a unit serves the next one, which is
-    the paper's reuse of the selector with the unit as its interval.
+    A page of `block` entries is bounded in `pieces` parts; `retrieved` is the share of the budget for pages.  The
+    choice made for a unit serves the next one: the paper's reuse of the selector, with the unit as its interval.
     """
 
     name: ClassVar[str] = "lserve"
@@ -34,9 +34,10 @@ class LServe(Method):
         "steady": "choosing looks at more summaries until the archive is full; what is read never grows",
     }
 
-    block: int = 64
-    pieces: int = 4
-    positions: Literal["stream", "clamped", "contiguous"] = "stream"
+    block: int = 16
+    pieces: int = 8
+    retrieved: float = 0.75
+    positions: Literal["contiguous", "stream", "clamped"] = "contiguous"
     ram: str = "256MiB"
     disk: str = ""
     folder: str = ""
@@ -46,7 +47,7 @@ class LServe(Method):
         return replace(self, positions="stream")
 
     def cascade(self, budget: int | None) -> Cascade:
-        share = divide(self.name, budget, self.block, 1 / 32, 1 / 2)
+        share = divide(self.name, budget, self.block, 1 / 32, self.retrieved)
         archive = Archive(
             share.block, share.slots, Bounds(self.pieces), tiers(self.ram, self.disk, self.folder), by_head=True
         )

@@ -18,9 +18,10 @@ from penstock.methods.base import LAWS, Method
 
 @dataclass(frozen=True)
 class ReKV(Method):
-    """A window while reading; for questions, half of the budget is retrieved.
+    """A window while reading; for questions, the share `retrieved` of the budget comes from the archive.
 
-    `block` entries (a frame, in video) are summed up by their mean key.  Positions: `contiguous` numbers what is read
+    `block` entries (a frame, in video; few in text, where a mean says little of many) are summed up by their mean key,
+    per key-value head.  Positions: `contiguous` numbers what is read
     anew, retrieved blocks before the window (the paper), `clamped` and `stream` as elsewhere.
     """
 
@@ -34,7 +35,8 @@ class ReKV(Method):
         "steady": "choosing looks at more summaries until the archive is full; what is read never grows",
     }
 
-    block: int = 64
+    block: int = 4
+    retrieved: float = 0.75
     positions: Literal["contiguous", "clamped", "stream"] = "contiguous"
     ingest: Literal["none", "unit"] = "none"
     ram: str = "256MiB"
@@ -46,6 +48,7 @@ class ReKV(Method):
         return replace(self, positions="stream", ingest="unit")
 
     def cascade(self, budget: int | None) -> Cascade:
-        share = divide(self.name, budget, self.block, 1 / 64, 1 / 2)
-        archive = Archive(share.block, share.slots, Mean(), tiers(self.ram, self.disk, self.folder), self.ingest)
+        share = divide(self.name, budget, self.block, 1 / 64, self.retrieved)
+        limits = tiers(self.ram, self.disk, self.folder)
+        archive = Archive(share.block, share.slots, Mean(), limits, self.ingest, by_head=True)
         return Cascade((Sinks(share.sinks), Window(share.window), archive), self.positions, share.unit)

@@ -21,7 +21,7 @@ def test_shares_of_the_budget(budget: int) -> None:
     archive = cascade.segments[-1]
     assert isinstance(archive, Archive)
     assert cascade.entries == budget
-    assert archive.select == Bounds(4)
+    assert archive.select == Bounds(8)
     assert archive.by_head
     assert isinstance(cascade.segments[1], Window), "the newest entries are read whatever is chosen (card, check d)"
 
