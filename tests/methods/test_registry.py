@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from penstock import methods
@@ -63,9 +63,9 @@ def test_options() -> None:
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
-        ("streaming-lm", UnknownName, "unknown memory 'streaming-lm': did you mean streaming-llm?"),
-        ("", UnknownName, "choose one of dense, "),
-        ("xyz:sinks=4", UnknownName, "choose one of dense, "),
+        ("streaming-ll", UnknownName, "unknown memory 'streaming-ll': did you mean streaming-llm"),
+        ("", UnknownName, "choose one of astra, "),
+        ("xyz:sinks=4", UnknownName, ", dense, "),
         ("streaming-llm:sink=4", UnknownName, "unknown option of streaming-llm 'sink': did you mean sinks?"),
         ("dense:sinks=4", UnknownName, "unknown option of dense 'sinks': choose one of none"),
         ("streaming-llm:sinks", UsageError, "write it as streaming-llm:key=value"),
@@ -103,7 +103,9 @@ def test_option_kinds() -> None:
             Options.with_options({name: text})
 
 
-def values(kind: object) -> st.SearchStrategy[object]:
+def values(kind: object, default: object = None) -> st.SearchStrategy[object]:
+    if kind is str:  # sizes, folders, names of heads
+        return st.just(default)
     if typing.get_origin(kind) is typing.Literal:
         return st.sampled_from(typing.get_args(kind))
     return {int: st.integers(0, 999), float: st.floats(0, 1), bool: st.booleans()}[kind]  # type: ignore[index]
@@ -114,8 +116,12 @@ def values(kind: object) -> st.SearchStrategy[object]:
 def test_a_method_reads_what_it_writes(name: str, data: st.DataObject) -> None:
     method = Options if name == "options" else registry()[name]
     hints = typing.get_type_hints(method)
-    chosen = {f.name: data.draw(values(hints[f.name])) for f in dataclasses.fields(method)}  # type: ignore[arg-type]
-    made = method(**chosen)
+    fields = dataclasses.fields(method)  # type: ignore[arg-type]
+    chosen = {f.name: data.draw(values(hints[f.name], f.default)) for f in fields}
+    try:
+        made = method(**chosen)
+    except PenstockError:  # options that do not go together
+        reject()
     written, _, rest = str(made).partition(":")
     assert written == name
     assert method.with_options(dict(pair.split("=") for pair in filter(None, rest.split(",")))) == made
@@ -159,7 +165,8 @@ def test_a_budget_in_bytes_is_the_most_entries_that_fit(name: str, size: int, ow
     else:
         entries = entries_for(method, layout, Budget(bytes=size))
         assert entries is not None
-        assert cost(entries) <= size < cost(entries + 1)
+        assert cost(entries) <= size
+        assert size < cost(entries + 1) or cost(entries) == cost(2 * entries)  # some need no more than their own sizes
 
 
 def least(method: Method, layout: Geometry) -> int:
