@@ -13,7 +13,7 @@ from penstock.cli.derive import Common, argument, option
 from penstock.cli.output import Output
 from penstock.core import Budget
 from penstock.errors import InputError, MissingExtra, UsageError
-from penstock.memory import Alibi, Geometry, Layer, Rotary
+from penstock.memory import Alibi, Geometry, Layer, Memory, Rotary
 from penstock.methods import Method, registry
 from penstock.methods.base import entries_for
 from penstock.models.load import Model, load, parse_device, parse_dtype
@@ -108,7 +108,7 @@ def verdict(method: Method, model: Model, budget: Budget | None) -> dict[str, An
     try:
         entries = entries_for(method, geometry, budget or default_budget(model))
         check_supported(geometry, method, entries)
-        method.cascades(geometry, entries)
+        Memory(geometry, method.cascades(geometry, entries), rows=0)  # checks the composition, stores nothing
     except UsageError as error:
         return {"works": False, "why": str(error)}
     return {"works": True, "budget": entries}

@@ -41,14 +41,16 @@ def test_check_tells_why_a_model_is_supported(command: Command, folder: Path) ->
         "index": 0, "query_heads": 4, "kv_heads": 2, "width": 16, "window": None, "positions": "rotary",
     }  # fmt: skip
     assert 0 <= facts["self_check"]["difference"] <= facts["self_check"]["tolerance"]
-    assert all(found["works"] for found in facts["methods"].values())
+    assert all(found["works"] for found in command("check", folder, "--budget", 256, "--json").last["methods"].values())
+    for found in facts["methods"].values():  # half of a context of 128 is too little for some
+        assert found["works"] or "budget" in found["why"]
     assert "rotary" in command("check", folder).out
 
 
 @pytest.mark.parametrize(
     ("family", "positions", "window", "refused"),
     [("gpt_neox", "rotary on 4 of 16 channels", None, []), ("gemma3", "rotary", 16, []),
-     ("gpt2", "learned, 256 of them", None, ["streaming-llm", "window"])],
+     ("gpt2", "learned, 256 of them", None, sorted({*registry()} - {"dense"}))],
 )  # fmt: skip
 def test_check_tells_what_is_special(
     command: Command, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, family: str, positions: str,
@@ -60,7 +62,9 @@ def test_check_tells_what_is_special(
     facts = command("check", tmp_path, "--json").last
     assert facts["layers"][0]["positions"] == positions
     assert facts["layers"][0]["window"] == window
-    assert [name for name, found in facts["methods"].items() if not found["works"]] == refused
+    unfit = {name for name, found in facts["methods"].items() if not found["works"]}
+    assert unfit >= set(refused)
+    assert not unfit & {"dense", "streaming-llm", "window"} - set(refused)
     for name in refused:
         assert facts["methods"][name]["why"].endswith(".")
 
