@@ -99,17 +99,21 @@ class Layout:
         return out
 
     def unpack(self, rows: Tensor, shift: int) -> Entries:
-        """Entries [heads, n * block] of rows [n, nbytes]; indices moved by `shift`."""
+        """Entries [H, n * block] of rows [n, nbytes], or of [H, n, nbytes] with a head in each; indices moved."""
         found: dict[str, Tensor] = {}
         start = 0
         for name, dtype, shape in self._columns():
             size = _size(dtype, shape)
-            column = rows[:, start : start + size].view(dtype).unflatten(1, shape)  # [n, heads, block, ...]
-            found[name] = column.transpose(0, 1).flatten(1, 2)
+            column = rows[..., start : start + size].view(dtype)
+            column = column.unflatten(-1, shape)
+            column = column.transpose(0, 1) if rows.dim() == 2 else column[:, :, 0]  # [H, n, block, ...]
+            found[name] = column.flatten(1, 2)
             start += size
         device = self.place.device
         place = found["place"] + shift if self.place.placed else None
-        return Entries(found["key"].to(device), found["value"].to(device), found["seen"] + shift, found["kind"], place)
+        return Entries(
+            found["key"].to(device), found["value"].to(device), found["seen"] + shift, found["kind"], place
+        )  # fmt: skip
 
 
 def _size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
@@ -262,11 +266,8 @@ class Archived:
             rows, there = self.store.fetch(ids)
             return self.layout.unpack(rows if there.all() else rows[there], self.shift)
         rows, there = self.store.fetch((ids * self._each + torch.arange(place.heads)[:, None]).flatten())
-        there = there.view(ids.shape)
-        keep = there.all(0)  # heads of one cascade hold equally many entries
-        parts = [self.layout.unpack(r[keep], self.shift) for r in rows.view(*ids.shape, -1)]
-        columns = {name: torch.cat([getattr(p, name) for p in parts]) for name in parts[0].columns()}
-        return Entries(**columns, turned=False)
+        rows, there = rows.view(*ids.shape, -1), there.view(ids.shape)
+        return self.layout.unpack(rows if there.all() else rows[:, there.all(0)], self.shift)  # heads hold equally many
 
     # -- as a value of a state ----------------------------------------------------------------------------------
 

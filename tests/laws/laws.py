@@ -83,6 +83,7 @@ def _transient(case: Case, entries: int, count: int) -> None:
     with watched(memory, live):
         case.step(memory, {0: tiny_tokens(count, 1)})
     live.peak -= memory.ram_bytes - archived  # what an archive took for good has a limit of its own
+    live.peak -= 2 * sum(pool.table_bytes for pool in memory._pools())  # and its choice looks at all its summaries
     sizes = [ly.entry_bytes(geometry.dtype) for ly in geometry.layers]
     budget = max(size * (c.entries or 0) for size, c in zip(sizes, cascades))
     if not all(

@@ -115,8 +115,12 @@ class Pool:
     def ram_bytes(self) -> int:
         """Bytes of the slabs, and of the tables that stores have beside their blocks."""
         with self.lock:
-            tables = sum(buffer.data.untyped_storage().nbytes() for buffer in self._tables.values())
-            return tables + sum(shelf.slabs.nbytes for shelf in self._shelves.values())
+            return self.table_bytes + sum(shelf.slabs.nbytes for shelf in self._shelves.values())
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the tables beside the blocks."""
+        return sum(buffer.data.untyped_storage().nbytes() for buffer in list(self._tables.values()))
 
     @property
     def disk_bytes(self) -> int:
