@@ -9,6 +9,7 @@ the text behind it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from penstock.core import Phase
@@ -22,43 +23,63 @@ if TYPE_CHECKING:
 _ROOM = 64  # tokens let in without delivering text, before the reply is ended
 
 
+@dataclass(frozen=True)
+class Feed:
+    """What a reply asks of whoever runs it: let in this token as part of the answer, then go on."""
+
+    token: int
+
+
 def reply(session: Session, question: str | None, raw: bool, sampling: Sampling) -> Iterator[str]:
     """Pieces of the answer as they become final."""
     if session._replying:  # the first reply was made earlier, but neither had begun
         raise UsageError("this session is already replying: read or close the first reply, or ask on a fork.")
-    turn = _Turn(session, sampling)
+    turn = Turn(session, sampling)
     session._replying = True
     try:
         session.runner.between_replies()
-        _ask(session, question, raw)
-        yield from turn.run()
+        has_turn = opens_turn(session, question, raw)
+        for i, ids in enumerate(turn_ids(session, question, raw, session._in_answer)):
+            if i == 1 and has_turn:
+                session.turn_opens()
+            session.ingest(ids, Phase.ASK)
+        begin(session, has_turn)
+        for item in turn.run():
+            if isinstance(item, Feed):
+                session.decode(item.token)
+            else:
+                yield item
     finally:
         try:
-            turn.settle()
+            for feed in turn.settle():
+                session.decode(feed.token)
         finally:
             session._replying = False
 
 
-def _ask(session: Session, question: str | None, raw: bool) -> None:
-    """Let in what is held back, then the question in its turn."""
+def turn_ids(session: Session, question: str | None, raw: bool, in_answer: bool) -> Iterator[list[int]]:
+    """Token ids of what is held back, then of the question in its turn; `in_answer`: behind an answer."""
     encoder = session._text()
-    turns = None if raw else session.turns
     tokenizer: Any = session.model.tokenizer
-
-    def let_in(ids: list[int]) -> None:
-        session.ingest(ids, Phase.ASK)
-
-    let_in(encoder.flush())
-    if question is not None and turns is not None:
-        before = turns.between if session._in_answer else turns.opening
-        if session._turns_from is None:
-            session._turns_from = session.tokens
-        let_in(tokenizer(before, add_special_tokens=False)["input_ids"])
-        let_in(encoder.feed(question) + encoder.flush())
-        let_in(tokenizer(turns.asking, add_special_tokens=False)["input_ids"])
-        session._in_answer = True
+    yield encoder.flush()
+    turns = session.turns
+    if question is not None and turns is not None and not raw:
+        before = turns.between if in_answer else turns.opening
+        yield tokenizer(before, add_special_tokens=False)["input_ids"]
+        yield encoder.feed(question) + encoder.flush()
+        yield tokenizer(turns.asking, add_special_tokens=False)["input_ids"]
     elif question is not None:
-        let_in(encoder.feed(question) + encoder.flush())
+        yield encoder.feed(question) + encoder.flush()
+
+
+def opens_turn(session: Session, question: str | None, raw: bool) -> bool:
+    """Whether a question is wrapped in a turn of the chat template."""
+    return question is not None and not raw and session.turns is not None
+
+
+def begin(session: Session, has_turn: bool) -> None:
+    """The question is in the memory and the answer begins."""
+    session._in_answer = session._in_answer or has_turn
     if session.logits is None:
         raise InputError("there is nothing to reply to: feed some text or ask a question first.")
 
@@ -74,8 +95,8 @@ def end_tokens(session: Session) -> frozenset[int]:
     return frozenset(found | ({value} if value is not None else set()))
 
 
-class _Turn:
-    """The state of one reply."""
+class Turn:
+    """The state of one reply.  Its generators do no steps: they say which token to let in."""
 
     def __init__(self, session: Session, sampling: Sampling) -> None:
         self.session, self.sampling = session, sampling
@@ -102,7 +123,8 @@ class _Turn:
             self.keep += 1
         return piece
 
-    def run(self) -> Iterator[str]:
+    def run(self) -> Iterator[str | Feed]:
+        """Pieces of text as they become final, and the tokens to let in between them."""
         session = self.session
         self.start = session.tokens
         logits = session.logits
@@ -121,7 +143,9 @@ class _Turn:
                 yield self._deliver(piece)
             if stopped or len(self.tokens) == self.sampling.max_new or not self._guard():
                 break
-            logits = session.decode(token)
+            yield Feed(token)
+            logits = session.logits
+            assert logits is not None
         if not stopped:
             text = self.decoder.flush()
             self.decoded += len(text)
@@ -148,12 +172,12 @@ class _Turn:
         """Tokens that may wait for text: bytes of a character, a possible stop string."""
         return _ROOM + max((len(stop) for stop in self.sampling.stop), default=0)
 
-    def settle(self) -> None:
+    def settle(self) -> Iterator[Feed]:
         """Make the memory hold the delivered tokens, no more and no fewer."""
-        if self.start < 0 or self.session._memory.rows[0].is_broken:
+        if self.start < 0 or self.session._memory.rows[self.session.row].is_broken:
             return
         if self.keep < self.fed:
             self.session.take_back(self.start + self.keep)
         for token in self.tokens[self.fed : self.keep]:
-            self.session.decode(token)
+            yield Feed(token)
         self._unmark()

@@ -80,7 +80,7 @@ class RememberedMemory:
 
     def view(self) -> list[SegmentView]:
         """What is still remembered, by index seen."""
-        return self._session._memory.view(0)
+        return self._session._memory.view(self._session.row)
 
     @property
     def nbytes(self) -> int:
@@ -99,6 +99,7 @@ class Session:
     def __init__(
         self, model: Model, method: Method | str, budget: Budget | int | str | None, *, chunk: int = CHUNK,
         path: str = "auto", log: Path | None = None, measure: bool = False, special: bool = False,
+        shared: Runner | None = None, row: int = 0,
     ) -> None:  # fmt: skip
         if chunk < 1:
             raise UsageError(f"a chunk cannot have {chunk} tokens: give at least 1.")
@@ -109,8 +110,13 @@ class Session:
             self.method, geometry, default_budget(model) if budget is None else Budget.parse(budget)
         )
         check_supported(geometry, self.method, self.budget)
-        self._memory = Memory(geometry, self.method.cascades(geometry, self.budget))
-        self.runner = Runner(model.attached, self._memory, path, chunk)
+        if shared is None:
+            memory = Memory(geometry, self.method.cascades(geometry, self.budget))
+            shared = Runner(model.attached, memory, path, chunk)
+            self._has_own = True
+        else:  # a row of the memory of many sessions: whoever shares it steps it, and feeds the encoder ahead of it
+            self._has_own = False
+        self.runner, self._memory, self.row = shared, shared.memory, row
         self.memory = RememberedMemory(self)
         self.log = TokenLog(sink=log)
         self.spans = Spans(getattr(self.method, "stack", None))
@@ -130,7 +136,7 @@ class Session:
     @property
     def tokens(self) -> int:
         """Model inputs so far."""
-        return self._memory.length(0)
+        return self._memory.length(self.row) if self._has_own else self.log.count
 
     def feed(self, data: str | bytes | Chunk) -> int:
         """Read more of the stream; returns how many tokens entered the memory (a tail may be held back)."""
@@ -178,16 +184,20 @@ class Session:
     def _step(self, tokens: list[int], phase: Phase, kinds: Tensor | None = None) -> None:
         """One step of the model, with its bookkeeping: log, losses, latency, evictions."""
         at, began = self.tokens, time.perf_counter()
-        logits = self.runner.step([Span(0, len(tokens))], tokens, "all" if self.measure else "last", phase, kinds)
+        span = Span(self.row, len(tokens))
+        logits = self.runner.step([span], tokens, "all" if self.measure else "last", phase, kinds)
         assert logits is not None
-        newest = logits[-1]
+        self.stepped(at, tokens, logits, time.perf_counter() - began)
+
+    def stepped(self, at: int, tokens: list[int], logits: Tensor, seconds: float) -> None:
+        """A step let in these tokens behind `at`; logits [1, V] of the last one, or [n, V] where losses are measured."""
         losses = self._losses(logits, tokens) if self.measure else []
-        self._logits = newest
-        self.meter.step(at, len(tokens), time.perf_counter() - began, self._memory.nbytes)
+        self._logits = logits[-1]
+        self.meter.step(at, len(tokens), seconds, self._memory.nbytes)
         self.meter.losses(at + len(tokens) - len(losses), losses)
         self.log.append(tokens)  # last: its file may be on a full disk, and the session must be whole then
         if self._on_evict:
-            for gone in self._memory.evicted(at, self.tokens):
+            for gone in self._memory.evicted(at, self.tokens, self.row):
                 self._tell_evicted(gone, self.log.slice(gone.start, gone.stop))
 
     def _tell_evicted(self, gone: range, tokens: Sequence[int]) -> None:
@@ -237,6 +247,11 @@ class Session:
             self._turns = turns(self.model.tokenizer)
         return self._turns
 
+    def turn_opens(self) -> None:
+        """The next tokens are the first of a turn."""
+        if self._turns_from is None:
+            self._turns_from = self.tokens
+
     def end(self) -> None:
         """The stream is over: let in what is held back and finish background work."""
         self.flush()
@@ -246,8 +261,8 @@ class Session:
 
     def mark(self, max_new: int = 256) -> Mark:
         """Open a mark; until it is committed, at most `max_new` evicted entries per layer are held for it."""
-        length = self._memory.mark(0, max_new)
-        encoder = self.encoder.state_dict() if self.encoder is not None else None
+        length = self._memory.mark(self.row, max_new)
+        encoder = self.encoder.state_dict() if self.encoder is not None and self._has_own else None
         state = {"encoder": encoder, "logits": self._logits, "turn": (self._in_answer, self._turns_from)}
         state["spans"] = self.spans.state_dict()
         self._marks.append(Mark(length, state))
@@ -264,7 +279,7 @@ class Session:
         """Close a mark: what happened since stays."""
         index = self._index_of(mark)
         if all(m.length != mark.length for m in self._marks[:index]):  # else the memory needs its mark for those
-            self._memory.commit(mark.length)
+            self._memory.commit(mark.length, self.row)
         del self._marks[index:]
 
     def _index_of(self, mark: Mark) -> int:
@@ -274,9 +289,9 @@ class Session:
         raise NotRewindable("this mark is closed: marks close when they are committed or truncated away.")
 
     def _return_to(self, mark: Mark) -> None:
-        self._memory.rollback(mark.length)
+        self._memory.rollback(mark.length, self.row)
         self.log.truncate(mark.length)
-        if self.encoder is not None:
+        if self.encoder is not None and mark.state["encoder"] is not None:
             self.encoder.load_state_dict(mark.state["encoder"])
         self._logits = mark.state["logits"]
         self._in_answer, self._turns_from = mark.state["turn"]
@@ -299,14 +314,15 @@ class Session:
             self._clear()
         elif length < self.tokens:
             self._cut(length)
-        self._drop_held()
+        if self._has_own:
+            self.drop_held()
 
     def _cut(self, length: int) -> None:
         """Truncate where no mark is: the last token that stays is read again, for its logits."""
         last = self.log.slice(length - 1, length)
         if not last or self.tokens - length + 1 > self.log.rewindable:
             raise NotRewindable(f"the log keeps too few tokens to return to {length}: resume a snapshot instead.")
-        self._memory.truncate(length - 1)
+        self._memory.truncate(length - 1, self.row)
         self.log.truncate(length - 1)
         self.spans.truncate(length)
         self._marks = [m for m in self._marks if m.length < length]
@@ -318,7 +334,8 @@ class Session:
         finally:
             self.measure = measure
 
-    def _drop_held(self) -> None:
+    def drop_held(self) -> None:
+        """Forget text that is held back."""
         if self.encoder is not None:
             has_text = self.tokens > len(self.encoder.prefix_ids)
             state = self.encoder.state_dict()
@@ -330,7 +347,7 @@ class Session:
         self._clear()
 
     def _clear(self) -> None:
-        self._memory.reset(0)
+        self._memory.reset(self.row)
         self.log.clear()
         self.spans = Spans(self.spans.stack)
         self._logits, self._marks = None, []
@@ -346,13 +363,17 @@ class Session:
             self.model, self.method, self.budget, chunk=self.chunk, path=self.runner.path, measure=self.measure,
             special=self._special,
         )  # fmt: skip
-        self._memory.copy_row(0, other._memory, 0)
+        self._memory.copy_row(self.row, other._memory, 0)
+        self.share_past(other)
+        other.runner.use_as(self.runner)
+        return other
+
+    def share_past(self, other: Session) -> None:
+        """Give another session everything but the memory's row."""
         other.log, other.spans = self.log.copy(), self.spans.copy()
         other.encoder = self.encoder.copy() if self.encoder is not None else None
         other._logits = None if self._logits is None else self._logits.clone()
         other._in_answer, other._turns_from, other._turns = self._in_answer, self._turns_from, self._turns
-        other.runner.use_as(self.runner)
-        return other
 
     # -- prune --------------------------------------------------------------------------------------------------
 

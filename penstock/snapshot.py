@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,19 @@ def _checksum(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save(session: Session, path: Path) -> None:
-    """Write `session` to `path`; raises OutputError and leaves an existing file as it was if that fails."""
+def save(
+    session: Session, path: Path, row: Mapping[str, Tensor] | None = None, pending: Sequence[int] = ()
+) -> None:  # fmt: skip
+    """Write `session` to `path`; raises OutputError and leaves an existing file as it was if that fails.
+
+    `row`: its memory, where that is not in a row now.  `pending`: tokens of its stream that it has not read yet.
+    """
     path = _absolute(path)
     length = session.tokens
-    tensors = {f"memory.{name}": t.contiguous() for name, t in session._memory.save_row(0).items()}
+    held = session._memory.save_row(session.row) if row is None else row
+    tensors = {f"memory.{name}": t.contiguous() for name, t in held.items()}
+    if pending:
+        tensors["pending"] = torch.tensor(pending, dtype=torch.int64)
     if session.logits is not None:
         tensors["logits"] = session.logits.detach().cpu().contiguous()
     body = {
@@ -175,19 +183,36 @@ def resume(
     options.setdefault("chunk", body["chunk"])
     options.setdefault("special", body["special"])
     session = Session(loaded, method, body["budget"], path=run_path, **options)
+    session._memory.load_row(*restore(session, path, body, tensors))
+    session.ingest(pending_of(tensors))
+    return session
+
+
+def pending_of(tensors: Mapping[str, Tensor]) -> list[int]:
+    """Tokens of the stream that were accepted and not read yet when the snapshot was made."""
+    return tensors["pending"].tolist() if "pending" in tensors else []
+
+
+def restore(
+    session: Session, path: Path, body: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], int]:  # fmt: skip
+    """Give a new session everything of a snapshot but its memory, which is returned: (row, length).
+
+    Raises SnapshotError when it does not fit.
+    """
+    held = {name.removeprefix("memory."): t for name, t in tensors.items() if name.startswith("memory.")}
     try:
-        held = {name.removeprefix("memory."): t for name, t in tensors.items() if name.startswith("memory.")}
-        session._memory.load_row(held, int(body["length"]), 0)
+        session._memory.check_row(held, int(body["length"]))
         session.log.load_state_dict(body["log"])
         if "spans" in body:  # not in files written before there were spans
             session.spans.load_state_dict(body["spans"])
         if session.encoder is not None and body["encoder"] is not None:
             session.encoder.load_state_dict(body["encoder"])
         if "logits" in tensors:
-            session._logits = tensors["logits"].to(loaded.attached.device)
+            session._logits = tensors["logits"].to(session.model.attached.device)
         session._in_answer, session._turns_from = bool(body["in_answer"]), body["turns_from"]
     except (CompositionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise SnapshotError(f"{path} does not fit this model and memory ({error}): use an older one.") from None
     except PenstockError:
         raise
-    return session
+    return held, int(body["length"])

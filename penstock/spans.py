@@ -94,7 +94,7 @@ def prune(session: Session, start: int, stop: int) -> int:
             f"the log can take back {log.rewindable} tokens and the span begins {length - first} back: prune earlier."
         )
     pruned, again = log.slice(start, stop), log.slice(first, start) + behind
-    session._memory.truncate(first)
+    session._memory.truncate(first, session.row)
     log.truncate(first)
     session._pruned(first, start, stop)
     measure, session.measure = session.measure, False

@@ -1,4 +1,4 @@
-"""What the engine tells: plain values, no behaviour.  Bytes are real, times are in milliseconds on the engine's clock."""
+"""What the engine tells: plain values, no behaviour.  Bytes are real, milliseconds are those of the engine's clock."""
 
 from __future__ import annotations
 

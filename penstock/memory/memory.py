@@ -328,11 +328,15 @@ class Memory:
     def load_row(self, state: dict[str, Tensor], length: int, row: int = 0) -> None:
         """The inverse of save_row; raises CompositionError, and changes nothing, when the state does not fit."""
         self._check_fast("load")
-        for group in self.groups:
-            groups.check_state(group, length, state)
+        self.check_row(state, length)
         for group in self.groups:
             groups.load_row(group, row, length, state)
         self.rows[row] = Row(length=length)
+
+    def check_row(self, state: dict[str, Tensor], length: int) -> None:
+        """Raise CompositionError when a saved row of `length` tokens does not fit this memory."""
+        for group in self.groups:
+            groups.check_state(group, length, state)
 
     def shift(self, by: int, row: int = 0) -> None:
         """Move the stream's counter forward as if `by` tokens had passed (tests and benchmarks at far positions)."""
