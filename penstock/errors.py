@@ -14,7 +14,8 @@ Every message is one sentence that names what is wrong and the fix.
     │   ├── NotRewindable        truncate or rollback past what was evicted
     │   └── ContextFull          a growing memory met the end of the model's positions
     ├── SnapshotError            a snapshot that is damaged or belongs to something else
-    └── OutputError              a file that cannot be written (full disk, no permission)
+    ├── OutputError              a file that cannot be written (full disk, no permission)
+    └── Overloaded               a declared limit is reached: the same call may succeed later
 """
 
 from __future__ import annotations
@@ -87,3 +88,7 @@ class SnapshotError(PenstockError):
 
 class OutputError(PenstockError):
     """A file could not be written."""
+
+
+class Overloaded(PenstockError):
+    """More than a declared limit allows now; the same call may succeed later."""

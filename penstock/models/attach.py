@@ -188,8 +188,12 @@ class Attached:
     def device(self) -> torch.device:
         return self.geometry.device
 
-    def run(self, tokens: Tensor, step: Any, positions: Tensor | None = None, logits: Logits = "last") -> Tensor | None:
+    def run(
+        self, tokens: Tensor, step: Any, positions: Tensor | None = None, logits: Logits | Tensor = "last"
+    ) -> Tensor | None:
         """One forward pass: tokens [N] int64; logits [1, V] of the last token, [N, V] of all, or None.
+
+        `logits` may also be a tensor of places [k] int64 in the step; the result is then [k, V].
 
         `positions` [N] are needed only by models with learned absolute positions.
         """
@@ -227,18 +231,19 @@ class Attached:
 
 
 def forward(
-    hf: nn.Module, adapter: Any, tokens: Tensor, step: Any, positions: Tensor | None, logits: Logits
-) -> Tensor | None:
+    hf: nn.Module, adapter: Any, tokens: Tensor, step: Any, positions: Tensor | None,
+    logits: Logits | Tensor,
+) -> Tensor | None:  # fmt: skip
     """The call that hands a step to a transformers model."""
     ids = tokens[None]
     where = torch.zeros_like(ids) if positions is None else positions[None]
-    keep = 0 if logits == "all" else 1
+    keep = logits if isinstance(logits, Tensor) else 0 if logits == "all" else 1
     if adapter is not None:
         with adapter.use(step):
             out = hf(input_ids=ids, position_ids=where, use_cache=False, logits_to_keep=keep)
     else:
         out = hf(input_ids=ids, position_ids=where, use_cache=False, logits_to_keep=keep, memory=step)
-    if logits == "none":
+    if isinstance(logits, str) and logits == "none":
         return None
     result = out.logits if hasattr(out, "logits") else out.last_hidden_state
-    return result[0] if logits == "all" else result[0, -1:]
+    return result[0] if isinstance(logits, Tensor) or logits == "all" else result[0, -1:]

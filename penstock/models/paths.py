@@ -249,13 +249,13 @@ class Runner:
 
     @torch.no_grad()
     def step(
-        self, spans: Sequence[Span], tokens: Sequence[int] | Tensor, logits: Logits = "last",
+        self, spans: Sequence[Span], tokens: Sequence[int] | Tensor, logits: Logits | Tensor = "last",
         phase: Phase = Phase.INGEST, kinds: Tensor | None = None,
     ) -> Tensor | None:  # fmt: skip
         """Run packed tokens [N] of kinds [N] through the model and the memory; logits as Attached.run."""
         attached = self.attached
         ids = torch.as_tensor(tokens, dtype=torch.int64, device=attached.device)
-        kind = self._kind(spans, logits)
+        kind = None if isinstance(logits, Tensor) else self._kind(spans, logits)
         if kind is not None and self._use(kind, phase):
             with self.memory.step(spans, phase) as step:
                 return self._get(kind)(ids, step)
@@ -264,14 +264,14 @@ class Runner:
         return self._eager(spans, ids, logits, phase, kinds)
 
     def _eager(
-        self, spans: Sequence[Span], ids: Tensor, logits: Logits, phase: Phase, kinds: Tensor | None
+        self, spans: Sequence[Span], ids: Tensor, logits: Logits | Tensor, phase: Phase, kinds: Tensor | None
     ) -> Tensor | None:
         positions = self._positions(spans) if self.attached.geometry.is_absolute else None
         with self.memory.step(spans, phase, kinds) as step:
             return self.attached.run(ids, step, positions, logits)
 
     def _beside_a_compiler(
-        self, spans: Sequence[Span], ids: Tensor, logits: Logits, phase: Phase, kinds: Tensor | None
+        self, spans: Sequence[Span], ids: Tensor, logits: Logits | Tensor, phase: Phase, kinds: Tensor | None
     ) -> Tensor | None:
         """An eager step while another thread compiles: if the compiler's patches break it, it is taken back and run
         again when the compiler is done (rare; seen once in some thousand steps)."""
