@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -56,6 +56,11 @@ class Case:
 
     method: Method
     family: str
+    laws: frozenset[str] | None = field(default=None, compare=False)  # those to try; None: all that are claimed
+
+    def tries(self, law: str) -> bool:
+        """Whether the law is claimed, and tried on this case."""
+        return law in self.method.claims and (self.laws is None or law in self.laws)
 
     @property
     def id(self) -> str:
@@ -169,7 +174,11 @@ def supported(case: Case) -> bool:
 
 @cache
 def cases() -> Sequence[Case]:
-    """All cases: memories that move token by token on every encoding, the others on rotary and, in turn, one more."""
+    """All cases: memories that move token by token on every encoding; the others on rotary.
+
+    Those are tried on one more encoding, and with each other word of their options, for what may differ there: that
+    the fast form equals its specification, and that nothing is lost while everything fits.
+    """
     found: list[Case] = []
     others = list(ENCODINGS.values())[1:]
     for k, kind in enumerate(registry().values()):
@@ -177,7 +186,10 @@ def cases() -> Sequence[Case]:
             simple = all(c.is_simple for c in Case(method, "llama").placements)
             families = list(ENCODINGS.values()) if simple else ["llama", others[k % len(others)]]
             some = families if i == 0 else ["llama", ENCODINGS["alibi"]] if simple else ["llama"]
-            found += [case for family in some if supported(case := Case(method, family))]
+            for family in some:
+                whole = simple or (i == 0 and family == "llama")
+                case = Case(method, family, None if whole else frozenset({"exact_when_large"}))
+                found += [case] if supported(case) else []
     return tuple(found)
 
 
