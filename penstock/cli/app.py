@@ -23,6 +23,7 @@ from penstock.cli.options import RunOptions
 from penstock.cli.output import ClosedOutput, Output, abandon_stdout, closed_or_failed, say
 from penstock.cli.recommend import RecommendOptions, recommend
 from penstock.cli.run import run
+from penstock.cli.serve import ServeOptions, serve
 from penstock.errors import UsageError
 from penstock.models.attach import COMPILING
 
@@ -42,6 +43,7 @@ _COMMANDS: tuple[tuple[type[Any], Callable[[Any], int | None]], ...] = (
     (CheckOptions, check),
     (InspectOptions, inspect),
     (DoctorOptions, doctor),
+    (ServeOptions, serve),
 )
 for _options, _function in _COMMANDS:
     app.command()(command_of(_options)(_function))

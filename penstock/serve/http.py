@@ -1,0 +1,184 @@
+"""Between HTTP and the rest: bodies with limits, answers as events, failures in OpenAI's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from penstock.serve.access import Access, Caller
+from penstock.serve.hosted import Asked, Deliver, Finished
+from penstock.serve.house import House
+from penstock.serve.metrics import Metrics
+from penstock.serve.refusal import Refusal, refusal_of
+
+T = TypeVar("T")
+Endpoint = Callable[[Request], Awaitable[Response]]
+log = logging.getLogger("penstock.serve")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request, one session and all together may take."""
+
+    body_bytes: int = 8 << 20  # of a JSON body
+    body_seconds: float = 60.0  # in which a JSON body must have come
+    pending_bytes: int = 4 << 20  # of a session; an append beyond waits
+    answers: int = 64  # under way at once
+    sessions: int = 10_000
+    requests: int | None = None  # a minute, of a caller whose token has no rate of its own
+    drain_seconds: float = 10.0
+
+
+@dataclass
+class Server:
+    """What the endpoints share; `app.state.server`."""
+
+    engine: Any
+    model: Any
+    house: House
+    access: Access
+    metrics: Metrics
+    limits: Limits
+    started: float = field(default_factory=time.time)
+    answering: int = 0  # on the event loop only
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, "penstock-serve"))
+
+    async def blocking(self, work: Callable[[], T]) -> T:
+        """Do what waits (for the disk, for a lock) in a thread; it is done to its end, whoever stops waiting."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self.threads, work))
+
+    def take_seat(self) -> None:
+        """Count one more answer under way, or refuse it; who takes a seat counts `answering` down again."""
+        if self.house.is_draining:
+            raise Refusal("the server is stopping: try again when it is back.", 503, code="draining", retry_after=5)
+        if self.answering >= self.limits.answers:
+            raise Refusal(
+                f"{self.limits.answers} answers are under way: try again soon.", 429, code="busy", retry_after=1
+            )
+        self.answering += 1
+
+
+def server_of(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
+
+
+def caller_of(request: Request) -> Caller:
+    caller: Caller = request.scope["caller"]
+    return caller
+
+
+def refused(refusal: Refusal) -> Response:
+    """The answer to a request that is not served."""
+    headers = {} if refusal.retry_after is None else {"retry-after": str(max(1, round(refusal.retry_after)))}
+    if refusal.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(refusal.document(), refusal.status, headers)
+
+
+def guarded(endpoint: Endpoint) -> Endpoint:
+    """An endpoint whose failures are answers."""
+
+    async def guard(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it
+        except Exception as error:
+            refusal = refusal_of(error)
+            if refusal.status == 500:
+                log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+            return refused(refusal)
+
+    guard.__name__ = getattr(endpoint, "__name__", "endpoint")
+    return guard
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+async def json_body(request: Request) -> Any:
+    """The JSON of a body that is neither too long nor too slow; {} if there is none."""
+    limits = server_of(request).limits
+    too_long = Refusal(f"the body is longer than {limits.body_bytes} bytes: send less.", 413, code="body_too_large")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limits.body_bytes:
+        raise too_long
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > limits.body_bytes:
+                    raise too_long
+    except TimeoutError:
+        raise Refusal("the body did not come in time: send it at once.", 408, code="timeout") from None
+    if not body:
+        return {}
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise Refusal("the body is not JSON: send a JSON object in UTF-8.", code="invalid_json") from None
+
+
+async def events(
+    request: Request, start: Callable[[Deliver], Asked]
+) -> AsyncIterator[str | Finished]:  # fmt: skip
+    """Pieces of an answer, then Finished; raises what ended it early.  Closing it lets go of the answer."""
+    server, loop = server_of(request), asyncio.get_running_loop()
+    ready: asyncio.Queue[str | Finished | BaseException] = asyncio.Queue()
+
+    def deliver(event: str | Finished | BaseException) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(ready.put_nowait, event)
+
+    metrics, before, is_first = server.metrics, time.perf_counter(), True
+    asked = await server.blocking(lambda: start(deliver))
+    try:
+        while True:
+            event = await ready.get()
+            if isinstance(event, BaseException):
+                metrics.answers.labels("error").inc()
+                raise event
+            if isinstance(event, Finished):
+                metrics.answers.labels(event.reason).inc()
+                metrics.tokens.labels("question").inc(event.question_tokens)
+                metrics.tokens.labels("answer").inc(event.tokens)
+                yield event
+                return
+            now = time.perf_counter()
+            (metrics.first if is_first else metrics.between).observe(now - before)
+            before, is_first = now, False
+            yield event
+    finally:
+        asked.cancel()
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Wait for something as long as the client does; its body must have been read."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for each in (task, watch):
+            each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
