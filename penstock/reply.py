@@ -111,6 +111,7 @@ class Turn:
         self.decoded = 0  # characters
         self.delivered = 0  # characters
         self.mark: Any = None
+        self.was_full = False  # it ended because no more tokens were allowed
 
     @property
     def fed(self) -> int:
@@ -141,7 +142,10 @@ class Turn:
             piece, stopped = self.stops.push(text)
             if piece:
                 yield self._deliver(piece)
-            if stopped or len(self.tokens) == self.sampling.max_new or not self._guard():
+            if stopped:
+                break
+            if len(self.tokens) == self.sampling.max_new or not self._guard():
+                self.was_full = True
                 break
             yield Feed(token)
             logits = session.logits

@@ -43,11 +43,12 @@ def _checksum(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def save(
-    session: Session, path: Path, row: Mapping[str, Tensor] | None = None, pending: Sequence[int] = ()
+    session: Session, path: Path, row: Mapping[str, Tensor] | None = None, pending: Sequence[int] = (),
+    pending_bytes: int = 0,
 ) -> None:  # fmt: skip
     """Write `session` to `path`; raises OutputError and leaves an existing file as it was if that fails.
 
-    `row`: its memory, where that is not in a row now.  `pending`: tokens of its stream that it has not read yet.
+    `row`: its memory, where that is not in a row now.  `pending`: tokens of its stream that it has not read yet, made from so many bytes.
     """
     path = _absolute(path)
     length = session.tokens
@@ -75,6 +76,7 @@ def save(
         "log": session.log.state_dict(),
         "spans": session.spans.state_dict(),
         "encoder": session.encoder.state_dict() if session.encoder is not None else None,
+        "pending_bytes": pending_bytes,
     }
     meta = {"penstock": json.dumps(body)}
     meta["sha256"] = _checksum(meta, tensors)

@@ -40,6 +40,26 @@ All of this may be called from any thread.  `append`, `ask` and `cancel` never w
 call `step()` themselves.  Results do not depend on company: a session's tokens are those of a `Session` alone.
 """
 
+from penstock.engine.answer import Answer
+from penstock.engine.engine import Engine
+from penstock.engine.lag import LAG_POLICIES, Lag
+from penstock.engine.policies import POLICIES, PastFuture, Policy
 from penstock.engine.records import Appended, EngineStats, Finish, Place, Status, Stepped
+from penstock.engine.session import EngineSession
 
-__all__ = ["Appended", "EngineStats", "Finish", "Place", "Status", "Stepped"]
+__all__ = [
+    "LAG_POLICIES",
+    "POLICIES",
+    "Answer",
+    "Appended",
+    "Engine",
+    "EngineSession",
+    "EngineStats",
+    "Finish",
+    "Lag",
+    "PastFuture",
+    "Place",
+    "Policy",
+    "Status",
+    "Stepped",
+]

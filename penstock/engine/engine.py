@@ -1,0 +1,311 @@
+"""The engine: sessions in the rows of one memory, one packed step for all that have something to do."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from penstock.core import Budget, Clock, RealClock, parse_size
+from penstock.engine.answer import Answer
+from penstock.engine.attic import Attic
+from penstock.engine.cadence import Cadence
+from penstock.engine.inbox import Inbox
+from penstock.engine.lag import Lag
+from penstock.engine.plan import Limits
+from penstock.engine.policies import Policy, policy_of
+from penstock.engine.records import EngineStats, Finish, Stepped
+from penstock.engine.report import account, stats_of
+from penstock.engine.rows import Rows
+from penstock.engine.session import AWAY, EngineSession
+from penstock.engine.step import fail, one_step
+from penstock.errors import MemoryStateError, Overloaded, SnapshotError, UsageError
+from penstock.memory import Memory, row_bytes
+from penstock.methods import Method, parse
+from penstock.methods.base import entries_for
+from penstock.models.load import Model, load
+from penstock.models.paths import Runner
+from penstock.models.support import check_supported
+from penstock.session import CHUNK, Session, default_budget
+from penstock.snapshot import pending_of, read, restore
+
+
+class Engine:
+    """Many sessions on one model; see the package's docstring.
+
+    `rows` sessions are in the memory at once, the others in `ram` (bytes) and then in `folder`.  A step reads at most
+    `tokens` of all and `chunk` of one session, and decodes for at most `logits`.  `device` bounds the bytes that the
+    rows hold together, for memories that grow.  A session keeps a row it was given for `quantum` steps at least.
+    """
+
+    def __init__(
+        self, model: Model | str | Path | Any = None, memory: Method | str = "streaming-llm",
+        budget: Budget | int | str | None = None, rows: int = 16, ram: int | str = "1GiB",
+        folder: str | Path | None = None, policy: str | Policy = "first-come", clock: Clock | None = None, *,
+        chunk: int = CHUNK, tokens: int = 256, logits: int = 256, device: int | str | None = None, quantum: int = 8,
+        lag: Lag | None = None, path: str = "eager", measure: bool = False, patience: float = 10.0,
+    ) -> None:  # fmt: skip
+        for name, value in {"rows": rows, "chunk": chunk, "tokens": tokens, "logits": logits}.items():
+            if value < 1:
+                raise UsageError(f"an engine cannot have {name}={value}: give at least 1.")
+        self.model = model if isinstance(model, Model) else load(model)
+        self.method, self.chunk, self.measure, self.patience = parse(memory), chunk, measure, patience
+        geometry = self.model.attached.geometry
+        check_supported(geometry, self.method)
+        wanted = default_budget(self.model) if budget is None else Budget.parse(budget)
+        self.budget = entries_for(self.method, geometry, wanted)
+        check_supported(geometry, self.method, self.budget)
+        cascades = self.method.cascades(geometry, self.budget)
+        self.memory = Memory(geometry, cascades, rows)
+        self.row_nbytes = row_bytes(geometry, cascades) or 0  # 0: grows
+        self.row_entries = max(c.entries or 0 for c in cascades) if self.memory.is_bounded else None
+        per_entry = sum(layer.entry_bytes(geometry.dtype) for layer in geometry.layers)
+        capacity = None if device is None else max(1, parse_size(device) // per_entry)
+        self.runner = Runner(self.model.attached, self.memory, path, chunk)
+        self.policy, self.clock = policy_of(policy), RealClock() if clock is None else clock
+        self.limits = Limits(chunk, tokens, logits, capacity)
+        self.quantum, self.default_lag = quantum, Lag() if lag is None else lag
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        self.attic = Attic(parse_size(ram), None if folder is None else Path(folder))
+        self.rows = Rows(self.memory, self.attic)
+        self.cadence = Cadence()
+        self.sessions: dict[str, EngineSession] = {}
+        self.busy: dict[str, EngineSession] = {}  # those that may have work
+        self.steps = self.tokens_ingested = self.tokens_decoded = 0
+        self.lock = threading.RLock()  # queues and counters; never held while the model runs
+        self._gate = threading.RLock()  # rows: held by a step, and by whoever changes a session between steps
+        self._knocking = 0
+        self._news = threading.Condition()  # something was queued, or a step has ended
+        self._thread: threading.Thread | None = None
+        self._stop = False
+
+    # -- sessions -----------------------------------------------------------------------------------------------
+
+    def open(self, id: str | None = None, *, lag: Lag | None = None) -> EngineSession:
+        """A new session; an id that is taken is refused."""
+        return self._enter(id, self._core(), Inbox(lag or self.default_lag))
+
+    def resume(self, path: str | Path, id: str | None = None, *, lag: Lag | None = None) -> EngineSession:
+        """A session from a snapshot of an engine or of `Session.save`, with this engine's model, memory and budget."""
+        path = Path(path)
+        body, tensors = read(path)
+        ours = (self.model.fingerprint, self.method, self.budget)
+        if (body["model"]["fingerprint"], parse(body["memory"]), body["budget"]) != ours:
+            raise SnapshotError(
+                f"{path} was saved with {body['model']['name']}, {body['memory']} and budget {body['budget']}, this "
+                f"engine has {self.model.name}, {self.method} and {self.budget}: use an engine like that one."
+            )
+        core = self._core(bool(body["special"]))
+        held, length = restore(core, path, body, tensors)
+        inbox, now = Inbox(lag or self.default_lag), self.clock.now()
+        encoder_holds = 0 if core.encoder is None else core.encoder.pending
+        inbox.put(pending_of(tensors), int(body.get("pending_bytes", 0)), 0, now)
+        inbox.put([], encoder_holds, encoder_holds, now)
+        with self.between_steps():
+            session = self._enter(id, core, inbox)
+            session.kept = self.attic.put(held, length) if length else None
+            self.has_work(session)
+        return session
+
+    def branch(self, of: EngineSession, id: str | None) -> EngineSession:
+        """A fork: the rows' part is shared or copied between steps."""
+        core = self._core()
+        of.core.share_past(core)
+        session = self._enter(id, core, of.inbox.copy())
+        session._in_answer = of._in_answer
+        self.rows.copy(of, session)
+        self.has_work(session)
+        return session
+
+    def _core(self, special: bool = False) -> Session:
+        return Session(
+            self.model, self.method, self.budget, chunk=self.chunk, measure=self.measure, special=special,
+            shared=self.runner, row=AWAY,
+        )  # fmt: skip
+
+    def _enter(self, id: str | None, core: Session, inbox: Inbox) -> EngineSession:
+        with self.lock:
+            id = uuid4().hex if id is None else id
+            if id in self.sessions:
+                raise UsageError(f"there is a session {id} already: close it first, or choose another id.")
+            away = len(self.sessions) + 1 - len(self.rows)
+            if self.attic.folder is None and away * self.row_nbytes > self.attic.ram:
+                raise Overloaded(
+                    f"{len(self.sessions)} sessions fill {len(self.rows)} rows and {self.attic.ram} bytes of RAM: "
+                    "close some, give more RAM, or a folder."
+                )
+            session = self.sessions[id] = EngineSession(self, id, core, inbox)
+            return session
+
+    def forget(self, session: EngineSession) -> None:
+        """Close a session, between steps."""
+        with self.lock:
+            now = self.clock.now()
+            for question in session.inbox.empty():
+                self.end_unbegun(question.answer, Finish.CANCELLED, now)
+            if session.speaking is not None:
+                self.cadence.end(session.speaking.answer, Finish.CANCELLED, now)
+                session.speaking.answer.end(Finish.CANCELLED)
+                session.speaking = None
+            session.is_closed = True
+            self.sessions.pop(session.id, None)
+            self.busy.pop(session.id, None)
+            self.rows.leave(session)
+
+    def seat(self, session: EngineSession) -> None:
+        """Give a session a row now, between steps; Overloaded if no other may leave its own."""
+        if session.row is not None:
+            return
+        if not self.rows.free:
+            idle = [s for s in self.rows.taken if not s.has_work]
+            others = [s for s in self.rows.taken if s.speaking is None or not s.speaking.is_pinned]
+            if not (idle or others):
+                raise Overloaded("every row is in the middle of an answer: try again in a moment.")
+            self.rows.demote(min(idle or others, key=lambda s: s.served))
+        self.rows.promote(session)
+
+    def __getitem__(self, id: str) -> EngineSession:
+        with self.lock:
+            if id not in self.sessions:
+                raise UsageError(f"there is no session {id}: open it, or resume it.")
+            return self.sessions[id]
+
+    def __contains__(self, id: object) -> bool:
+        return id in self.sessions
+
+    @property
+    def ids(self) -> list[str]:
+        with self.lock:
+            return list(self.sessions)
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    def has_work(self, session: EngineSession) -> None:
+        """Something was queued for a session (the lock is held or nobody else knows it)."""
+        if session.has_work and session.id not in self.busy:
+            session.waits_since = self.clock.now()
+            self.busy[session.id] = session
+            with self._news:
+                self._news.notify_all()
+
+    def cancel(self, answer: Answer) -> None:
+        """End an answer; at once if it has not begun, else where it is, by the next step."""
+        with self.lock:
+            answer.is_cancelled = True
+            if not any(s.speaking is not None and s.speaking.answer is answer for s in self.busy.values()):
+                self.end_unbegun(answer, Finish.CANCELLED, self.clock.now())
+
+    def end_unbegun(self, answer: Answer, finish: Finish, now: float) -> None:
+        """End an answer whose question is still queued; the question stays in the stream, unanswered."""
+        if answer.finish is None:
+            self.cadence.end(answer, finish, now)
+            answer.end(finish)
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Inside, no step runs and no other caller changes rows."""
+        with self.lock:
+            self._knocking += 1
+        try:
+            self._gate.acquire()
+        finally:
+            with self.lock:
+                self._knocking -= 1
+        try:
+            yield
+        finally:
+            self._gate.release()
+
+    def step(self) -> Stepped:
+        """One step for all that have something to do; falsy when there was nothing."""
+        with self.between_steps():
+            stepped = one_step(self)
+        with self._news:
+            self._news.notify_all()
+        return stepped
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None
+
+    def run(self) -> Engine:
+        """Step in a thread until `stop`."""
+        with self.lock:
+            if self._thread is None:
+                self._stop = False
+                self._thread = threading.Thread(target=self._loop, name="penstock-engine", daemon=True)
+                self._thread.start()
+        return self
+
+    def _loop(self) -> None:
+        while not self._stop:
+            try:
+                is_done = bool(self.step())
+            except Exception as error:  # ours: nobody may wait for ever for answers that cannot come
+                with self.between_steps(), self.lock:
+                    for session in list(self.busy.values()):
+                        fail(self, session, error, self.clock.now())
+                continue
+            if is_done:
+                while self._knocking and not self._stop:
+                    time.sleep(1e-4)  # locks are not fair: let others in
+                continue
+            with self._news:
+                if not self._stop:
+                    self._news.wait(0.001 if self.busy else None)
+
+    def stop(self) -> None:
+        """Stop the thread behind the step under way; what is queued stays queued."""
+        with self._news:
+            self._stop = True
+            self._news.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def wait_until(self, is_true: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait, or step, until something is true; False when `timeout` seconds of real time are over."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while not is_true():
+            if end is not None and time.monotonic() >= end:
+                return False
+            if self.is_running:
+                with self._news:
+                    self._news.wait(0.05)
+            elif not self.step() and not is_true():
+                raise MemoryStateError("the engine has work that it cannot do: its rows are all in mid-answer.")
+        return True
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait (or step) until nothing is queued and no answer is open; False when time is over."""
+        return self.wait_until(lambda: not any(s.has_work for s in list(self.busy.values())), timeout)
+
+    def close(self) -> None:
+        """Stop and close all sessions."""
+        self.stop()
+        for session in list(self.sessions.values()):
+            session.close()
+        self.runner.close()
+
+    def __enter__(self) -> Engine:
+        return self.run()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- report -------------------------------------------------------------------------------------------------
+
+    def check(self) -> dict[str, int]:
+        """Account for every byte, of input and of memory; raises MemoryStateError where it does not add up."""
+        with self.between_steps(), self.lock:
+            return account(self)
+
+    def stats(self) -> EngineStats:
+        """Counters of this moment."""
+        with self.lock:
+            return stats_of(self)

@@ -1,0 +1,204 @@
+"""One step of an engine: order, acquire, run the model once, hand out what came of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+
+from penstock.core import Phase, Span
+from penstock.engine.inbox import Piece, Question
+from penstock.engine.plan import acquire
+from penstock.engine.records import Finish, Stepped
+from penstock.engine.speaking import Speaking
+from penstock.errors import NotRewindable, PenstockError
+
+if TYPE_CHECKING:
+    from penstock.engine.engine import Engine
+    from penstock.engine.session import EngineSession
+
+
+@dataclass
+class Work:
+    """What one session does in a step."""
+
+    session: EngineSession
+    tokens: list[int]
+    phase: Phase
+
+    @property
+    def row(self) -> int:
+        assert self.session.row is not None
+        return self.session.row
+
+
+def one_step(engine: Engine) -> Stepped:
+    """As Engine.step, between steps."""
+    now = engine.clock.now()
+    with engine.lock:
+        sessions = _with_work(engine, now)
+        ordered = engine.policy.order([s.candidate(engine.quantum) for s in sessions])
+        admitted = engine.policy.admit(ordered, engine.limits.capacity)
+        busy = {c.id for c in ordered}
+        idle = sorted((s for s in engine.rows.taken if s.id not in busy), key=lambda s: s.served)
+        plan = acquire(
+            admitted, [s.candidate(engine.quantum) for s in idle], engine.rows.free, engine.limits
+        )  # fmt: skip
+        for id in plan.demote:
+            engine.rows.demote(engine.sessions[id])
+        served = [(engine.sessions[id], n) for id, n in plan.serve]
+        came = [s.id for s, _ in served if s.kept is not None]
+        works = [w for s, n in served if (w := _work(engine, s, n, now)) is not None]
+        unserved = {s.id for s in sessions} - {s.id for s, _ in served}
+    began = time.perf_counter()
+    groups = [works] if all(c.is_simple for c in engine.memory.cascades) else _by_phase(works)
+    done = [w for group in groups if group for w in _run(engine, sorted(group, key=lambda w: w.row), now)]
+    seconds = time.perf_counter() - began
+    out = Stepped(promoted=tuple(came), demoted=tuple(plan.demote), waiting=tuple(sorted(unserved)), seconds=seconds)
+    with engine.lock:
+        now = engine.clock.now()
+        for work in done:
+            decodes = work.phase is Phase.ANSWER
+            (out.decoded if decodes else out.ingested)[work.session.id] = len(work.tokens)
+        engine.tokens_ingested += sum(out.ingested.values())
+        engine.tokens_decoded += sum(out.decoded.values())
+        engine.steps += bool(done)
+        for session, _ in served:
+            _go_on(engine, session, now, out)
+    for session, _ in served:
+        if session.closes and not session.has_work:
+            engine.forget(session)
+    return out
+
+
+def _with_work(engine: Engine, now: float) -> list[EngineSession]:
+    """Sessions that want something, after lag policies, deadlines and cancellations; the others leave the list."""
+    out = []
+    for session in list(engine.busy.values()):
+        session.inbox.relieve(now)
+        speaking = session.speaking
+        if speaking is not None and speaking.finish is None:
+            if speaking.answer.is_cancelled:
+                speaking.cut(Finish.CANCELLED)
+            elif speaking.answer.deadline < now:
+                speaking.cut(Finish.DEADLINE)
+        for question in session.inbox.questions:
+            if question.deadline < now:
+                engine.end_unbegun(question.answer, Finish.DEADLINE, now)
+        if session.has_work:
+            out.append(session)
+        else:
+            del engine.busy[session.id]
+    return out
+
+
+def _work(engine: Engine, session: EngineSession, count: int, now: float) -> Work | None:
+    """Bring a session into a row and take what it feeds; None when it only goes on with an answer."""
+    try:
+        if session.row is None:
+            engine.rows.promote(session)
+        session.served = now
+        session.turns += 1
+        if session.speaking is not None:
+            feed = session.speaking.feed
+            return None if feed is None else Work(session, [feed], Phase.ANSWER)
+        head = session.inbox.head
+        if not isinstance(head, Piece):
+            return None
+        if head.opens_turn and not head.done:
+            session.core.turn_opens()
+        return Work(session, *session.inbox.next(count))
+    except PenstockError as error:
+        fail(engine, session, error, now)
+        return None
+
+
+def _by_phase(works: list[Work]) -> list[list[Work]]:
+    return [[w for w in works if w.phase is phase] for phase in Phase]
+
+
+def _run(engine: Engine, works: list[Work], now: float) -> list[Work]:
+    """One pass of the model over all of them; returns those that were done.
+
+    If it fails, each is tried alone, so that a session fails for its own reasons only; one whose row was left half
+    written and cannot be put back is lost.
+    """
+    began = time.perf_counter()
+    spans = [Span(w.row, len(w.tokens)) for w in works]
+    ends = list(accumulate(span.count for span in spans))
+    tokens = [t for w in works for t in w.tokens]
+    places = torch.tensor([end - 1 for end in ends], device=engine.model.attached.device)
+    starts = [w.session.core.tokens for w in works]
+    try:
+        logits = engine.runner.step(spans, tokens, "all" if engine.measure else places, works[0].phase)
+        assert logits is not None
+    except Exception as error:  # whatever a model raises must not reach the other sessions
+        alive = [w for w, start in zip(works, starts) if _restored(engine, w, start, error, now)]
+        if len(works) > 1:
+            return [done for w in alive for done in _run(engine, [w], now)]
+        for work in alive:
+            fail(engine, work.session, error, now)
+        return []
+    seconds = time.perf_counter() - began
+    for i, (work, at, end) in enumerate(zip(works, starts, ends)):
+        mine = logits[end - len(work.tokens) : end] if engine.measure else logits[i : i + 1]
+        work.session.core.stepped(at, work.tokens, mine, seconds * len(work.tokens) / ends[-1])
+        if work.phase is not Phase.ANSWER:
+            with engine.lock:
+                work.session.inbox.take(len(work.tokens))
+    return works
+
+
+def _restored(engine: Engine, work: Work, start: int, error: BaseException, now: float) -> bool:
+    """Whether a row is as it was before a step that failed."""
+    if not engine.memory.rows[work.row].is_broken:
+        return True
+    try:
+        engine.memory.truncate(start, work.row)
+    except NotRewindable:
+        fail(engine, work.session, error, now)
+        return False
+    return True
+
+
+def fail(engine: Engine, session: EngineSession, error: BaseException, now: float) -> None:
+    """A session cannot go on: its answers end with the error, its memory is given up."""
+    with engine.lock:
+        session.error = error
+        if session.speaking is not None:
+            session.speaking.fail(error, now)
+            session.speaking = None
+        for question in session.inbox.empty():
+            question.answer.end(Finish.ERROR, error)
+        engine.rows.leave(session)
+        engine.busy.pop(session.id, None)
+
+
+def _go_on(engine: Engine, session: EngineSession, now: float, out: Stepped) -> None:
+    """Behind a step: begin the answer that is next, choose tokens, end what is over."""
+    if session.error is not None or session.row is None:
+        return
+    if session.speaking is None and isinstance(session.inbox.head, Question):
+        question = session.inbox.begin()
+        if question.answer.finish is not None:  # cancelled or too late before it began
+            session.core._in_answer = session.core._in_answer or question.has_turn
+            out.finished[session.id] = question.answer.finish
+            return
+        try:
+            session.speaking = Speaking(session.core, question, engine.cadence)
+        except PenstockError as error:
+            engine.cadence.end(question.answer, Finish.ERROR, now)
+            question.answer.end(Finish.ERROR, error)
+            out.finished[session.id] = Finish.ERROR
+            return
+    speaking = session.speaking
+    if speaking is not None:
+        speaking.advance(now)
+        if speaking.is_over:
+            assert speaking.finish is not None
+            out.finished[session.id] = speaking.finish
+            engine.policy.ended(len(speaking.turn.tokens))
+            session.speaking = None
