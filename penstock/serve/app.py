@@ -127,10 +127,12 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
-        await asyncio.to_thread(house.drain, limits.drain_seconds)
-        house.close()
-        server.threads.shutdown(wait=False)
+        try:
+            yield
+            await asyncio.to_thread(house.drain, limits.drain_seconds)
+        finally:
+            house.close()
+            server.threads.shutdown(wait=False)
 
     app = Starlette(routes=_routes(), lifespan=lifespan, exception_handlers={HTTPException: _unrouted})
     app.state.server = server

@@ -198,7 +198,7 @@ class House:
                         hosted.save(max(0.0, deadline - time.monotonic()))
                     else:
                         left += bool(hosted.backlog)
-                except PenstockError:
+                except (PenstockError, OSError):
                     left += 1  # the journal has it all
         return left
 

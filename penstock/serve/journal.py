@@ -130,8 +130,9 @@ class Journal:
     def drop(self, before: int) -> None:
         """Delete the files whose records all have numbers below `before`."""
         files = sorted(self._files())
-        for (_, path), (following, _) in zip(files, [*files[1:], (self.next, Path())], strict=True):
-            if following <= before:
+        ends = [start for start, _ in files[1:]] + [self.next]
+        for (_, path), end in zip(files, ends):
+            if end <= before:
                 self.bytes -= path.stat().st_size
                 path.unlink()
 

@@ -92,13 +92,3 @@ def serving() -> Iterator[Callable[..., Running]]:
 def server(serving: Callable[..., Running], model: Model) -> Running:
     """One that keeps nothing."""
     return serving(model)
-
-
-def wait_read(http: httpx.Client, id: str) -> dict[str, Any]:
-    """The session when it has read what it was given, but for text whose tokens are not settled."""
-    before = None
-    while True:
-        now = http.get(f"/v1/sessions/{id}").raise_for_status().json()
-        if now["tokens_ingested"] == now["tokens"] and now == before:
-            return now
-        before = now
