@@ -36,6 +36,9 @@ class Pass:
     steps: list[tuple[int, int, float]] = field(default_factory=list)  # position, tokens, seconds
     ask_seconds: list[float] = field(default_factory=list)  # from a question to the first token of its answer
     hits: dict[Question, bool] = field(default_factory=dict)
+    fetched: dict[Question, bool] = field(
+        default_factory=dict
+    )  # archives: with the right blocks always among the chosen
     device: int = 0  # peaks, in bytes
     ram: int = 0
     disk: int = 0
@@ -72,6 +75,7 @@ class Pass:
         asked = [self.hits[question] for question in plan.questions]
         return {
             "recall": plan.recall(asked),
+            **({"oracle_fetch": plan.recall([self.fetched[q] for q in plan.questions])} if self.fetched else {}),
             "nll_mean": self.nll_mean,
             "bytes": {"device": self.device, "ram": self.ram, "disk": self.disk},
             "step_ms": {
@@ -137,18 +141,24 @@ def _read(
         while waiting and waiting[-1].at == found.tokens:
             question = waiting.pop()
             found.hits[question] = _ask_fork(session, question, found)
+            if any(c.tiers for c in session._memory.cascades):
+                found.fetched[question] = _ask_fork(session, question, found, fetch=True)
         tick(found)
 
 
-def _ask_fork(session: Session, question: Question, found: Pass) -> bool:
+def _ask_fork(session: Session, question: Question, found: Pass, fetch: bool = False) -> bool:
+    """Whether a fork answers right; with `fetch`, one whose archive always brings the blocks of the statement too."""
     fork = session.fork()
     fork.measure = False
+    if fetch:
+        fork._memory.wanted = range(question.fact.start, question.fact.end)
     fork.chunk = max(fork.chunk, len(question.fact.question))
     try:
         right, seconds = ask(fork, question.fact.question, question.fact.answer)
     finally:
         fork.runner.close()
-    found.ask_seconds.append(seconds)
+    if not fetch:
+        found.ask_seconds.append(seconds)
     return right
 
 

@@ -83,6 +83,9 @@ class Archive(Part):
         """Seal whole blocks, then choose for the next unit."""
         assert unit.query is not None
         query = _by_head(unit.query, place)
+        asking = query
+        if place.positions == "clamped":
+            asking = _by_head(place.turn(unit.query, torch.full((1, unit.count), place.cap)), place)
         pending = Entries.join([state["pending"], place.raw(arriving)])
         blocks: Archived = state["blocks"]
         whole = len(pending) // self.block * self.block
@@ -91,7 +94,7 @@ class Archive(Part):
             blocks = blocks.seal(sealed, query)
         near = place.none()
         if self.ingest == "unit" and len(blocks):
-            near = blocks.fetch(blocks.choose(query, self.slots, together=True)[0])
+            near = blocks.fetch(blocks.choose(asking, self.slots, together=True)[0])
         return {"pending": pending, "near": near, "blocks": blocks}, None
 
     def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Readable | Additive]:
@@ -103,7 +106,10 @@ class Archive(Part):
             if len(state["near"]):
                 yield Readable.of(state["near"], frame)
         elif blocks.live:
-            chosen = blocks.choose(_by_head(query.raw, place), self.slots)  # [C, (H,) k]
+            asking = query.to(frame.query) if frame.policy == "far" else query.raw
+            chosen = blocks.choose(_by_head(asking, place), self.slots)  # [C, (H,) k]
+            if query.wanted is not None:
+                chosen = blocks.including(chosen, query.wanted)
             for start, stop in _runs(chosen):
                 found = blocks.fetch(chosen[start])
                 if len(found):

@@ -17,7 +17,7 @@ from torch import Tensor
 from penstock.errors import CompositionError
 from penstock.memory.entries import Entries
 from penstock.memory.parts import Place
-from penstock.memory.retrieval import GROUP, Selector, search
+from penstock.memory.retrieval import GROUP, Selector, search, shares
 from penstock.memory.tiers import BlockStore
 from penstock.memory.tiers.pool import Line
 from penstock.memory.vector import Vector
@@ -253,9 +253,23 @@ class Archived:
             self.selector, self.summary.parts, self.coarse.parts, asked, max(0, first - self.first), _FLAT,
             max(16, slots // 4),
         )  # fmt: skip
-        scores = scores.transpose(0, 1) if self.apart else scores.sum(0)  # [C, (H,) m]
-        best = scores.topk(min(slots, len(which)), dim=-1).indices
+        weights = shares(scores * self.layout.place.layer.key_width**-0.5).sum(1)  # [H, C, m]
+        weights = weights.transpose(0, 1) if self.apart else weights.sum(0)  # [C, (H,) m]
+        best = weights.topk(min(slots, len(which)), dim=-1).indices
         return self.first + which[best].sort(-1).values
+
+    def including(self, chosen: Tensor, wanted: range) -> Tensor:
+        """The choice [C, (H,) k] of an oracle: with the blocks that hold the indices `wanted` in place of others."""
+        block = self.layout.block
+        ids = torch.arange(self.oldest, self.count)
+        seen = self.fetch(ids.expand(self.layout.place.heads, -1) if self.apart else ids).seen[0].view(-1, block)
+        right = ids[((seen >= wanted.start) & (seen < wanted.stop)).any(1)][: chosen.shape[-1]]
+        flat = chosen.flatten(0, -2)
+        out = []
+        for row in flat:
+            others = row[~torch.isin(row, right)]
+            out.append(torch.cat((right, others[len(others) - (len(row) - len(right)) :])).sort().values)
+        return torch.stack(out).view(chosen.shape)
 
     def fetch(self, ids: Tensor) -> Entries:
         """Raw entries [H, m] of the blocks ids [k], or [H, k] where heads part; lost ones are left out."""

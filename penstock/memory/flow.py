@@ -97,6 +97,7 @@ class FlowPlan:
     kinds: Tensor  # [N] uint8
     phase: Phase
     memo: dict[Any, Angles] = field(default_factory=dict)
+    wanted: range | None = None
     decode: None = None
 
 
@@ -188,7 +189,7 @@ def _piece(
     entries = Entries.join([old.entries, fresh])
     query_tail = torch.cat([old.query, query], dim=1) if old.query is not None else None
     lane.tail = Tail(entries, torch.cat([old.at, at]), query_tail, old.lse)
-    asked = Query(query, seen, at, kinds, plan.phase, place, plan.memo)
+    asked = Query(query, seen, at, kinds, plan.phase, place, plan.memo, plan.wanted)
     part, extra = reader.read(readables(branch, lane, asked), asked)
     if sink_logit is not None:
         part = learned_sink(part, sink_logit)

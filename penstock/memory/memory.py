@@ -81,6 +81,7 @@ class Memory:
         self.groups: list[Any] = []
         self.where: dict[int, tuple[int, int]] = {}
         self._pool: Any = None
+        self.wanted: range | None = None  # what an oracle makes archives fetch (comparisons only)
         for members, cascade in grouped(geometry.layers, cascades):
             for i, layer in enumerate(members):
                 self.where[layer.index] = (len(self.groups), i)
@@ -194,7 +195,9 @@ class Memory:
         if kinds is None:
             kind = Kind.ANSWER if phase is Phase.ANSWER else Kind.TEXT
             kinds = torch.full((sum(span.count for span in spans),), kind, dtype=torch.uint8)
-        return group.plan(spans, starts, kinds.to(torch.uint8), phase)
+        plan = group.plan(spans, starts, kinds.to(torch.uint8), phase)
+        plan.wanted = self.wanted
+        return plan
 
     def _check(self, spans: list[Span]) -> None:
         if not spans or any(s.count < 1 for s in spans) or len({s.row for s in spans}) != len(spans):

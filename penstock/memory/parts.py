@@ -112,6 +112,7 @@ class Query:
     phase: Phase
     place: Place
     memo: dict[Any, Angles] = field(default_factory=dict)  # shared by all layers of a step
+    wanted: range | None = None  # indices seen that an oracle fetches; comparisons only
 
     def __len__(self) -> int:
         return self.raw.shape[1]

@@ -1,7 +1,8 @@
 """Which archived blocks a query reads: summaries of blocks, scores against them, and the search for the best.
 
-Keys are compared raw: what they say, not where they stand.  A summary is a few vectors per block and head; a *box* is
-the channel-wise least and greatest of some vectors, and bounds every product with a vector inside it:
+Keys are compared raw, with the query turned to the distance at which it would read them.  A summary is a few vectors
+per block and head; a *box* is the channel-wise least and greatest of some vectors, and bounds every product with a
+vector inside it:
 
     q . k <= sum over channels of max(q_c * low_c, q_c * high_c)
 
@@ -44,12 +45,11 @@ class Selector:
         raise NotImplementedError
 
     def score(self, summary: Tensor, query: Tensor) -> Tensor:
-        """[H, C, n] float32 of summaries [n, H, r, D'] for projected queries [H, g, C, D']: the best of a block's
-        vectors, summed over the query heads of a group."""
+        """[H, g, C, n] float32 of projected queries [H, g, C, D'] with summaries [n, H, r, D']: a block's best."""
         count, _, rows, _ = summary.shape
         keys = summary.transpose(0, 1).flatten(1, 2)  # [H, n * r, D']
         products = query.flatten(1, 2) @ keys.mT
-        return products.view(*query.shape[:3], count, rows).amax(-1).sum(1)
+        return products.view(*query.shape[:3], count, rows).amax(-1)
 
     def box(self, summary: Tensor) -> Tensor:
         """[2, H, D']: least and greatest over summaries [n, H, r, D']."""
@@ -113,7 +113,7 @@ class Bounds(Selector):
     def score(self, summary: Tensor, query: Tensor) -> Tensor:
         boxes = summary.unflatten(2, (-1, 2)).transpose(1, 2).flatten(0, 1)  # [n * pieces, H, 2, D]
         each = bound(boxes.transpose(1, 2), query)  # [H, g, C, n * pieces]
-        return each.unflatten(-1, (len(summary), -1)).amax(-1).sum(1)
+        return each.unflatten(-1, (len(summary), -1)).amax(-1)
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,19 @@ class Channels(Selector):
         return key.gather(-1, table[:, None].expand(-1, key.shape[1], -1))
 
 
+def shares(scores: Tensor) -> Tensor:
+    """Of scores [..., D'-wide products], the share of attention that each candidate would get, head by head.
+
+    Heads speak on different scales: a sum of scores is decided by the loudest, a sum of shares by the head that knows.
+    """
+    return scores.softmax(-1)
+
+
 def search(
     selector: Selector, parts: tuple[Tensor, ...], coarse: tuple[Tensor, ...], query: Tensor, first: int, flat: int,
     groups: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Candidates and their scores: (row [m] int64 in the summaries, score [H, C, m]).
+    """Candidates and their scores: (row [m] int64 in the summaries, score [H, g, C, m]).
 
     `parts` are summaries [n_i, H, r, D'] one behind the other; rows before `first` are not wanted.  Up to `flat` rows
     are all scored.  Beyond, `coarse` boxes [., 2, H, D'] of the whole groups are, and the rows of the `groups` best
@@ -164,7 +172,7 @@ def search(
     else:
         boxes = torch.cat(coarse)
         whole = len(boxes)
-        bounds = bound(boxes, query).sum((0, 1)).amax(0)  # [groups]
+        bounds = shares(bound(boxes, query)).sum((0, 1)).amax(0)  # [groups]
         bounds[: first // GROUP] = -torch.inf
         best = bounds.topk(min(groups, whole)).indices.sort().values.cpu()
         inside = (best[:, None] * GROUP + torch.arange(GROUP)).flatten()

@@ -20,7 +20,7 @@ from penstock.methods.base import LAWS, Method
 class DoubleSparsity(Method):
     """Sinks, a window, and the blocks with the best entries by `channels` channels of every key.
 
-    `retrieved` is the share of the budget for them.  Channels are those in which the keys and queries of the first
+    Three quarters of the budget are for them.  Channels are those in which the keys and queries of the first
     block are large together, per key-value head.
     """
 
@@ -34,9 +34,8 @@ class DoubleSparsity(Method):
         "steady": "choosing looks at more labels until the archive is full; what is read never grows",
     }
 
-    block: int = 4
+    block: int = 8
     channels: int = 16
-    retrieved: float = 0.75
     positions: Literal["contiguous", "stream", "clamped"] = "contiguous"
     ram: str = "256MiB"
     disk: str = ""
@@ -47,8 +46,6 @@ class DoubleSparsity(Method):
         return replace(self, positions="stream")
 
     def cascade(self, budget: int | None) -> Cascade:
-        share = divide(self.name, budget, self.block, 1 / 32, self.retrieved)
-        archive = Archive(
-            share.block, share.slots, Channels(self.channels), tiers(self.ram, self.disk, self.folder), by_head=True
-        )
+        share = divide(self.name, budget, self.block, 1 / 32, 3 / 4)
+        archive = Archive(share.block, share.slots, Channels(self.channels), tiers(self.ram, self.disk, self.folder))
         return Cascade((Sinks(share.sinks), Window(share.window), archive), self.positions, share.unit)

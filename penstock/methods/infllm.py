@@ -38,7 +38,6 @@ class InfLLM(Method):
 
     block: int = 16
     representatives: int = 16
-    retrieved: float = 0.5
     positions: Literal["clamped", "stream", "contiguous"] = "clamped"
     ram: str = "256MiB"
     disk: str = ""
@@ -49,7 +48,7 @@ class InfLLM(Method):
         return replace(self, positions="stream")
 
     def cascade(self, budget: int | None) -> Cascade:
-        share = divide(self.name, budget, self.block, 1 / 16, self.retrieved)
+        share = divide(self.name, budget, self.block, 1 / 16, 3 / 4)
         archive = Archive(
             share.block, share.slots, Representatives(self.representatives), tiers(self.ram, self.disk, self.folder)
         )

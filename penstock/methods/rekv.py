@@ -36,7 +36,6 @@ class ReKV(Method):
     }
 
     block: int = 4
-    retrieved: float = 0.75
     positions: Literal["contiguous", "clamped", "stream"] = "contiguous"
     ingest: Literal["none", "unit"] = "none"
     ram: str = "256MiB"
@@ -48,7 +47,7 @@ class ReKV(Method):
         return replace(self, positions="stream", ingest="unit")
 
     def cascade(self, budget: int | None) -> Cascade:
-        share = divide(self.name, budget, self.block, 1 / 64, self.retrieved)
+        share = divide(self.name, budget, self.block, 1 / 64, 3 / 4)
         limits = tiers(self.ram, self.disk, self.folder)
-        archive = Archive(share.block, share.slots, Mean(), limits, self.ingest, by_head=True)
+        archive = Archive(share.block, share.slots, Mean(), limits, self.ingest)
         return Cascade((Sinks(share.sinks), Window(share.window), archive), self.positions, share.unit)
