@@ -35,14 +35,15 @@ class JsonLines:
 
     def push(self, data: bytes) -> bytes:
         self._held += data
-        *whole, rest = bytes(self._held).split(b"\n") if b"\n" in data else (bytes(self._held),)
-        if whole:
+        whole: list[bytes] = []
+        if b"\n" in data:
+            *whole, rest = bytes(self._held).split(b"\n")
             self._held = bytearray(rest)
         out = bytearray()
         try:
             for line in whole:
                 out += self._text(line)
-            self._check_length(len(rest))
+            self._check_length(len(self._held))
         except Refusal as refusal:
             raise BadLine(refusal, bytes(out)) from None
         return bytes(out)

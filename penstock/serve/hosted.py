@@ -83,7 +83,6 @@ class Hosted:
         self._number = 0
         self._replayed_since = time.monotonic()
         self._ingested = tally.tokens  # while there is no stream
-        self._fresh = 0  # bytes of journal at which the next snapshot is made
 
     # -- what a session is told ---------------------------------------------------------------------------------
 
@@ -199,10 +198,15 @@ class Hosted:
                 self.folder.use(path, self.tally.state_dict())
             return path.stat().st_size
 
+    @property
+    def is_long(self) -> bool:
+        """Whether the journal has become worth a snapshot."""
+        return self.folder is not None and self.folder.journal.bytes >= COMPACT
+
     def compact(self) -> bool:
         """Save if the journal has become long and the session is at rest; True if so."""
         with self.lock:
-            if self.folder is None or not self.is_live or self.asked or self.folder.journal.bytes < COMPACT:
+            if not self.is_long or not self.is_live or self.is_closed or self.asked:
                 return False
             if self.stream.status().bytes_pending > self.tally.held:
                 return False

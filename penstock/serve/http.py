@@ -19,7 +19,7 @@ from penstock.serve.access import Access, Caller
 from penstock.serve.hosted import Asked, Deliver, Finished
 from penstock.serve.house import House
 from penstock.serve.metrics import Metrics
-from penstock.serve.refusal import Refusal, refusal_of
+from penstock.serve.refusal import Refusal, refusal_of, stopping
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -51,6 +51,7 @@ class Server:
     limits: Limits
     started: float = field(default_factory=time.time)
     answering: int = 0  # on the event loop only
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, "penstock-serve"))
 
     async def blocking(self, work: Callable[[], T]) -> T:
@@ -60,12 +61,17 @@ class Server:
     def take_seat(self) -> None:
         """Count one more answer under way, or refuse it; who takes a seat counts `answering` down again."""
         if self.house.is_draining:
-            raise Refusal("the server is stopping: try again when it is back.", 503, code="draining", retry_after=5)
+            raise stopping()
         if self.answering >= self.limits.answers:
             raise Refusal(
                 f"{self.limits.answers} answers are under way: try again soon.", 429, code="busy", retry_after=1
             )
         self.answering += 1
+
+    def begin_drain(self) -> None:
+        """On the event loop: nothing new is begun, what has no end is ended."""
+        self.house.begin_drain()
+        self.draining.set()
 
 
 def server_of(request: Request) -> Server:

@@ -41,6 +41,11 @@ class Refusal(PenstockError):
         return {"error": error, **self.facts}
 
 
+def stopping() -> Refusal:
+    """The server is ending."""
+    return Refusal("the server is stopping: try again when it is back.", 503, code="draining", retry_after=5)
+
+
 def refusal_of(error: BaseException) -> Refusal:
     """Any failure as a refusal; what nobody foresaw is a 500 that tells its kind and nothing of the inside."""
     if isinstance(error, Refusal):

@@ -26,7 +26,7 @@ class HttpServer(uvicorn.Server):
             limit_concurrency=4096, backlog=1024, timeout_keep_alive=75,
         )  # fmt: skip
         super().__init__(config)
-        self._listener, self._on_ready, self._house = listener, on_ready, app.state.server.house
+        self._listener, self._on_ready, self._server = listener, on_ready, app.state.server
 
     @property
     def address(self) -> str:
@@ -40,7 +40,7 @@ class HttpServer(uvicorn.Server):
             self._on_ready(self.address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._house.begin_drain()  # answers end with their next piece, so that connections do
+        self._server.begin_drain()  # answers end with their next piece, so that connections do
         await super().shutdown(sockets)
 
     @contextlib.contextmanager

@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from penstock.serve.bodies import BadLine, decoder_for
 from penstock.serve.chunks import Chat
 from penstock.serve.hosted import Asked, Deliver, Hosted
 from penstock.serve.http import caller_of, json_body, server_of
-from penstock.serve.refusal import Refusal, refusal_of
+from penstock.serve.refusal import Refusal, refusal_of, stopping
 from penstock.serve.replies import respond, sampling_of
 from penstock.serve.wire import AskBody, CreateBody, EmptyBody, ForkBody, TruncateBody, checked
 
@@ -35,7 +35,7 @@ async def _awake(request: Request) -> Hosted:
     house.wake(hosted)
     while not hosted.is_live and not hosted.is_closed and hosted.failure is None:
         if house.is_draining:
-            raise Refusal("the server is stopping: try again when it is back.", 503, code="draining", retry_after=5)
+            raise stopping()
         if await request.is_disconnected():
             break
         await asyncio.sleep(0.02)
@@ -64,7 +64,7 @@ async def session(request: Request) -> Response:
 
 async def append(request: Request) -> Response:
     """POST /v1/sessions/{id}/append: a body of any length, taken piece by piece as it arrives."""
-    hosted = _hosted(request)
+    server, hosted = server_of(request), _hosted(request)
     decoder = decoder_for(request.headers.get("content-type", ""))
     taken = {"bytes": 0, "tokens": 0}
 
@@ -76,13 +76,16 @@ async def append(request: Request) -> Response:
         for start in range(0, len(data), PIECE):
             piece = data[start : start + PIECE]
             await _room(request, hosted)
-            taken["tokens"] += await server_of(request).blocking(lambda piece=piece: hosted.append(piece))  # type: ignore[misc]
+            taken["tokens"] += await server.blocking(lambda piece=piece: hosted.append(piece))  # type: ignore[misc]
             taken["bytes"] += len(piece)
+            server.metrics.appended.inc(len(piece))
+            if hosted.is_long:
+                await server.blocking(hosted.compact)
 
     async with _UPLOADS.setdefault(hosted, asyncio.Lock()):  # uploads to one session: one after another, whole
-        server_of(request).house.wake(hosted)
+        server.house.wake(hosted)
         try:
-            async for part in request.stream():
+            async for part in _arriving(request):
                 await take(decoder.push(part))
             await take(decoder.end())
         except BadLine as bad:
@@ -90,9 +93,29 @@ async def append(request: Request) -> Response:
             raise _with(bad.refusal, facts()) from None
         except (Refusal, OSError) as error:
             raise _with(refusal_of(error), facts()) from None
-    server_of(request).metrics.appended.inc(taken["bytes"])
-    await server_of(request).blocking(hosted.compact)
     return JSONResponse(facts())
+
+
+async def _arriving(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes, until it ends, or the server does."""
+    draining = asyncio.ensure_future(server_of(request).draining.wait())
+    try:
+        while True:
+            message = asyncio.ensure_future(request.receive())
+            await asyncio.wait({message, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if not message.done():
+                message.cancel()
+                raise stopping()
+            got = message.result()
+            if got["type"] == "http.disconnect":
+                raise ClientDisconnect
+            yield got.get("body", b"")
+            if not got.get("more_body", False):
+                return
+            if draining.done():
+                raise stopping()
+    finally:
+        draining.cancel()
 
 
 def _with(refusal: Refusal, facts: dict[str, Any]) -> Refusal:
@@ -106,7 +129,7 @@ async def _room(request: Request, hosted: Hosted) -> None:
     server = server_of(request)
     while hosted.pending > server.limits.pending_bytes and hosted.failure is None and not hosted.is_closed:
         if server.house.is_draining:
-            raise Refusal("the server is stopping: try again when it is back.", 503, code="draining", retry_after=5)
+            raise stopping()
         await asyncio.sleep(0.02)
 
 

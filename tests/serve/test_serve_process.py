@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,6 +149,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(folder: Path, tmp_path: Path
         while min(len(writer.done) for writer in writers) < 3:
             if writers[0].done and len(writers[0].done) == 2:  # some of what is replayed is behind a snapshot
                 http.post(f"/v1/sessions/{ids[0]}/save")
+            time.sleep(0.05)
         process.kill()
         for writer in writers:
             writer.join(LIMIT)

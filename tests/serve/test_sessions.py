@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ def wait_read(http: httpx.Client, id: str) -> dict[str, Any]:
         if now["tokens_ingested"] == now["tokens"] and now == before:
             return now
         before = now
+        time.sleep(0.01)
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Wait; what never comes is ended by the suite's own limit."""
+    while not done():
+        time.sleep(0.01)
 
 
 def create(http: httpx.Client, id: str | None = None) -> str:
@@ -193,8 +201,7 @@ def test_text_may_come_while_an_answer_is_spoken(serving: Callable[..., Any], mo
     answer: list[str] = []
     speaker = threading.Thread(target=lambda: answer.append(ask(http, id, TEXT, max_tokens=200)))
     speaker.start()
-    while http.get(f"/v1/sessions/{id}").json()["answering"] == 0:
-        pass
+    until(lambda: http.get(f"/v1/sessions/{id}").json()["answering"] > 0)
     assert http.post(f"/v1/sessions/{id}/append", content="more").status_code == 200
     speaker.join()
     assert answer == ["".join(session.reply(TEXT, max_new=200))]
@@ -209,8 +216,7 @@ def test_who_leaves_in_the_middle_leaves_what_he_read(serving: Callable[..., Any
         lines = response.iter_lines()
         for _ in range(12):
             next(lines)
-    while http.get(f"/v1/sessions/{id}").json()["answering"]:
-        pass
+    until(lambda: http.get(f"/v1/sessions/{id}").json()["answering"] == 0)
     here = wait_read(http, id)
     assert 0 < here["tokens"] < 2000
     assert ask(http, id, "and now?", max_tokens=4)
