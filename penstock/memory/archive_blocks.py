@@ -22,7 +22,8 @@ from penstock.memory.tiers import BlockStore
 from penstock.memory.tiers.pool import Line
 from penstock.memory.vector import Vector
 
-_FLAT = 1024  # blocks that are all scored
+_FLAT = 1024  # blocks that are all scored, for the one choice per unit while reading
+_ASKED = 8192  # and for a question, which is rare and wants the right block
 _SERIAL = counter()
 
 
@@ -250,8 +251,8 @@ class Archived:
         query = query.float().mean(2, keepdim=True) if together else query.float()
         asked = self.selector.project(query, self.table).cpu()
         which, scores = search(
-            self.selector, self.summary.parts, self.coarse.parts, asked, max(0, first - self.first), _FLAT,
-            max(16, slots // 4),
+            self.selector, self.summary.parts, self.coarse.parts, asked, max(0, first - self.first),
+            _FLAT if together else _ASKED, max(16, slots // 4) * (1 if together else 4),
         )  # fmt: skip
         weights = shares(scores * self.layout.place.layer.key_width**-0.5).sum(1)  # [H, C, m]
         weights = weights.transpose(0, 1) if self.apart else weights.sum(0)  # [C, (H,) m]

@@ -48,7 +48,7 @@ class InfLLM(Method):
         return replace(self, positions="stream")
 
     def cascade(self, budget: int | None) -> Cascade:
-        share = divide(self.name, budget, self.block, 1 / 16, 3 / 4)
+        share = divide(self.name, budget, self.block, 1 / 16, 1 / 2)
         archive = Archive(
             share.block, share.slots, Representatives(self.representatives), tiers(self.ram, self.disk, self.folder)
         )
