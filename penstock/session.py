@@ -73,7 +73,7 @@ class Mark:
 
 
 class RememberedMemory:
-    """What is asked of a session's memory from outside: `view`, `nbytes`, `budget_bytes`."""
+    """What is asked of a session's memory from outside: `view`, `nbytes`, `budget_bytes`, `events`."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -91,6 +91,11 @@ class RememberedMemory:
     def budget_bytes(self) -> int | None:
         """Bytes that the memory may hold by its own formula; None when it grows."""
         return self._session._memory.budget_bytes
+
+    @property
+    def events(self) -> list[str]:
+        """The newest sentences (64 at most) about archived blocks that were lost, dropped or late, oldest first."""
+        return list(self._session._memory.events)
 
 
 class Session:
@@ -190,7 +195,7 @@ class Session:
         self.stepped(at, tokens, logits, time.perf_counter() - began)
 
     def stepped(self, at: int, tokens: list[int], logits: Tensor, seconds: float) -> None:
-        """A step let in these tokens behind `at`; logits [1, V] of the last one, or [n, V] where losses are measured."""
+        """A step let in these tokens behind `at`; logits [1, V] of the last one, or [n, V] if losses are measured."""
         losses = self._losses(logits, tokens) if self.measure else []
         self._logits = logits[-1]
         self.meter.step(at, len(tokens), seconds, self._memory.nbytes)

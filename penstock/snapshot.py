@@ -48,7 +48,8 @@ def save(
 ) -> None:  # fmt: skip
     """Write `session` to `path`; raises OutputError and leaves an existing file as it was if that fails.
 
-    `row`: its memory, where that is not in a row now.  `pending`: tokens of its stream that it has not read yet, made from so many bytes.
+    `row`: its memory, where that is not in a row now.  `pending`: tokens of its stream that it has not read yet, made
+    from so many bytes.
     """
     path = _absolute(path)
     length = session.tokens

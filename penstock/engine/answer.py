@@ -17,7 +17,8 @@ from penstock.errors import MemoryStateError
 class Driver(Protocol):
     """What an answer needs of the engine."""
 
-    is_running: bool
+    @property
+    def is_running(self) -> bool: ...
 
     def step(self) -> object: ...
 

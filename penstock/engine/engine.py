@@ -250,6 +250,7 @@ class Engine:
                 with self.between_steps(), self.lock:
                     for session in list(self.busy.values()):
                         fail(self, session, error, self.clock.now())
+                time.sleep(0.01)  # not again at once
                 continue
             if is_done:
                 while self._knocking and not self._stop:

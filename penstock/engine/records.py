@@ -60,6 +60,7 @@ class Stepped:
     ingested: dict[str, int] = field(default_factory=dict)  # tokens read: stream and questions
     decoded: dict[str, int] = field(default_factory=dict)  # tokens let in as part of answers
     finished: dict[str, Finish] = field(default_factory=dict)
+    served: tuple[str, ...] = ()  # those that went on, also without a token: to begin or to end an answer
     promoted: tuple[str, ...] = ()  # brought into a row
     demoted: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()  # had work and were not served
@@ -70,7 +71,7 @@ class Stepped:
         return sum(self.ingested.values()) + sum(self.decoded.values())
 
     def __bool__(self) -> bool:
-        return bool(self.ingested or self.decoded or self.finished or self.promoted or self.demoted)
+        return bool(self.served or self.demoted)
 
 
 @dataclass(frozen=True)

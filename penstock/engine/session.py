@@ -121,6 +121,7 @@ class EngineSession:
             self._in_answer = self._in_answer or has_turn
             asked = 0 if question is None else _size(question)
             with self.engine.lock:
+                self._check_open()  # it may have failed since
                 self.inbox.put(ids[0], 0, 0, now, Phase.ASK)  # what was held back
                 for i, part in enumerate(ids[1:]):
                     is_question = i == (1 if has_turn else 0)

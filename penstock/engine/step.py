@@ -40,6 +40,8 @@ def one_step(engine: Engine) -> Stepped:
     now = engine.clock.now()
     with engine.lock:
         sessions = _with_work(engine, now)
+        if not sessions:
+            return Stepped()
         ordered = engine.policy.order([s.candidate(engine.quantum) for s in sessions])
         admitted = engine.policy.admit(ordered, engine.limits.capacity)
         busy = {c.id for c in ordered}
@@ -57,7 +59,10 @@ def one_step(engine: Engine) -> Stepped:
     groups = [works] if all(c.is_simple for c in engine.memory.cascades) else _by_phase(works)
     done = [w for group in groups if group for w in _run(engine, sorted(group, key=lambda w: w.row), now)]
     seconds = time.perf_counter() - began
-    out = Stepped(promoted=tuple(came), demoted=tuple(plan.demote), waiting=tuple(sorted(unserved)), seconds=seconds)
+    out = Stepped(
+        served=tuple(s.id for s, _ in served), promoted=tuple(came), demoted=tuple(plan.demote),
+        waiting=tuple(sorted(unserved)), seconds=seconds,
+    )  # fmt: skip
     with engine.lock:
         now = engine.clock.now()
         for work in done:
