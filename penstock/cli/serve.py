@@ -61,10 +61,10 @@ class ServeOptions(Common):
 
 def serve(options: ServeOptions) -> int | None:
     """Serve many endless sessions on one model, over HTTP."""
+    from penstock.engine import Engine
     from penstock.serve.access import Access, read_tokens
     from penstock.serve.app import create_app
     from penstock.serve.http import Limits
-    from penstock.serve.local import LocalEngine
     from penstock.serve.run import HttpServer, listen
 
     out = Output(options.json)
@@ -76,8 +76,8 @@ def serve(options: ServeOptions) -> int | None:
     model = load(options.model, dtype=options.dtype, device=options.device)
     if model.tokenizer is None:
         raise InputError(f"{model.name} has no tokenizer: text cannot be served with it.")
-    engine = LocalEngine(model, options.memory, options.budget)
-    engine.run()
+    attic = None if options.state is None else options.state / "attic"
+    engine = Engine(model, options.memory, options.budget, folder=attic).run()
     try:
         limits = Limits(requests=options.requests)
         access = Access(tokens, options.requests, is_local)
@@ -104,6 +104,6 @@ def serve(options: ServeOptions) -> int | None:
         if options.json and not closed:
             out.document({"ended": True, "sessions": len(house.sessions)})
     finally:
-        engine.stop()
+        engine.close()
         listener.close()
     return None

@@ -24,7 +24,7 @@ from penstock.serve.http import Endpoint, Limits, Server, guarded, refused, serv
 from penstock.serve.metrics import Metrics
 from penstock.serve.refusal import Refusal, refusal_of
 
-STUCK = 300.0  # seconds in one step after which the server calls itself ill
+STUCK = 120.0  # seconds without a step, though there is work, after which the server calls itself ill
 _FREE = 1 << 20  # bytes that the disk must have
 
 
@@ -60,12 +60,12 @@ class Guard:
 async def health(request: Request) -> Response:
     """GET /health: whether the engine moves, the disk has room, and the server is not stopping."""
     server = server_of(request)
-    stuck = float(getattr(server.engine, "stuck_seconds", 0.0))
     faults = []
-    if not getattr(server.engine, "is_running", True):
+    if not server.engine.is_running:
         faults.append("the engine has stopped")
-    if stuck > STUCK:
-        faults.append(f"one step has taken {stuck:.0f} seconds")
+    still = server.still_seconds()
+    if still > STUCK:
+        faults.append(f"there is work, and no step has ended for {still:.0f} seconds")
     root = server.house.root
     if root is not None:
         try:
@@ -76,7 +76,9 @@ async def health(request: Request) -> Response:
     if server.house.is_draining:
         faults.append("the server is stopping")
     facts = {"status": "ill" if faults else "ok", "faults": faults, "model": server.model.name}
-    return JSONResponse({**facts, "sessions": len(server.house.sessions)}, 503 if faults else 200)
+    stats = server.engine.stats()
+    facts |= {"sessions": len(server.house.sessions), "stuck": stats.stuck, "steps": stats.steps}
+    return JSONResponse(facts, 503 if faults else 200)
 
 
 async def metrics(request: Request) -> Response:

@@ -70,10 +70,10 @@ class Folder:
         """Where to write a snapshot of now; what comes next goes to a new file of the journal."""
         return self.path / f"snapshot-{self.journal.rotate():012d}"
 
-    def use(self, snapshot: Path, tally: dict[str, Any]) -> None:
+    def use(self, snapshot: Path, tally: dict[str, Any], ingested: int) -> None:
         """The snapshot is written: from here on it counts, and what it replaces is deleted."""
         first = int(snapshot.name.removeprefix("snapshot-"))
-        self._describe({**self.about, "first": first, "snapshot": snapshot.name, "tally": tally})
+        self._describe({**self.about, "first": first, "snapshot": snapshot.name, "tally": tally, "ingested": ingested})
         for old in self.path.glob("snapshot-*"):
             if old != snapshot:
                 old.unlink()

@@ -26,7 +26,7 @@ from penstock.serve.journal import Record
 from penstock.serve.refusal import Refusal
 from penstock.serve.tally import Tally
 
-PATIENCE = 60.0  # seconds that truncate and save wait for pending input
+PATIENCE = 60.0  # seconds that truncate waits for pending input
 COMPACT = 8 << 20  # bytes of journal after which a snapshot is worth its cost
 
 
@@ -45,14 +45,19 @@ Deliver = Callable[[str | Finished | BaseException], None]
 class Asked:
     """An answer under way; its pieces go to `deliver` until somebody lets go of it."""
 
-    def __init__(self, deliver: Deliver) -> None:
-        self.deliver: Deliver | None = deliver
-        self.is_cancelled = False
+    def __init__(self, deliver: Deliver | None) -> None:
+        self.deliver = deliver
         self.answer: Any = None
 
     def cancel(self) -> None:
-        """End it with its next piece: the stream keeps what was delivered."""
-        self.is_cancelled, self.deliver = True, None
+        """End it where it is; nobody listens any more."""
+        self.deliver = None
+        self.end()
+
+    def end(self) -> None:
+        """End it where it is: the stream keeps what was put out."""
+        if self.answer is not None:
+            self.answer.cancel()
 
     def tell(self, event: str | Finished | BaseException) -> None:
         """Hand something to the reader, if there still is one."""
@@ -82,7 +87,7 @@ class Hosted:
         self.differing = 0  # replayed answers that came out with another number of tokens
         self._number = 0
         self._replayed_since = time.monotonic()
-        self._ingested = tally.tokens  # while there is no stream
+        self.ingested = 0  # while there is no stream
 
     # -- what a session is told ---------------------------------------------------------------------------------
 
@@ -104,7 +109,7 @@ class Hosted:
     def ask(self, question: str | None, raw: bool, sampling: dict[str, Any], deliver: Deliver) -> Asked:
         """Put a question; the pieces of the answer, then Finished or an error, go to `deliver`, from another thread."""
         with self.lock:
-            self._check_live()
+            self._check_settled()
             if question is None and self.tally.tokens + self.tally.held == 0:
                 raise Refusal("there is nothing to go on from: append some text, or ask a question.", param="question")
             before = self.tally.state_dict()
@@ -137,8 +142,11 @@ class Hosted:
         threading.Thread(target=run, name=f"ask-{self.id}-aside", daemon=True).start()
         return asked
 
-    def _pump(self, number: int, asked: Asked) -> None:
-        """Read an answer to its end, make it durable, then say so."""
+    def _pump(self, number: int, asked: Asked, before: int | None = None) -> None:
+        """Read an answer to its end, make it durable, then say so.
+
+        What it left in the stream is what the count lacks; in a replay, what came since there were `before` tokens.
+        """
         event: Finished | BaseException
         try:
             event = self._read(asked)
@@ -147,9 +155,10 @@ class Hosted:
         with self.lock:
             try:
                 if isinstance(event, Finished) and not self.is_closed:
-                    before = self.tally.state_dict()
-                    self.tally.answer(event.tokens)
-                    self._write("answer", {"of": number, "kept": event.tokens, "finish": event.reason}, b"", before)
+                    state = self.tally.state_dict()
+                    kept = self.stream.status().tokens - (self.tally.tokens if before is None else before)
+                    self.tally.answer(kept)
+                    self._write("answer", {"of": number, "kept": kept, "finish": event.reason}, b"", state)
             except PenstockError as error:
                 event = error
             self.asked.pop(number, None)
@@ -159,8 +168,6 @@ class Hosted:
     def _read(self, asked: Asked) -> Finished:
         answer = asked.answer
         for piece in answer:
-            if asked.is_cancelled:
-                answer.cancel()
             asked.tell(piece)
         return Finished(str(answer.finish), answer.question_tokens, answer.tokens)
 
@@ -168,7 +175,7 @@ class Hosted:
         """Keep the first `tokens`; waits until pending input is read."""
         with self.lock:
             self._check_settled()
-            self._wait_read("truncated")
+            self._wait_read()
             if tokens > self.tally.tokens:
                 raise Refusal(f"the stream has {self.tally.tokens} tokens: truncate to that or fewer.", param="tokens")
             self.stream.truncate(tokens)
@@ -185,17 +192,16 @@ class Hosted:
         stream = self.stream.fork(other.id)
         other.stream, other.is_live, other.folder, other._number = stream, True, folder, self._number
 
-    def save(self, patience: float = PATIENCE) -> int:
-        """Write a snapshot, so that a restart has nothing to replay; returns its bytes."""
+    def save(self) -> int:
+        """Write a snapshot, with the input that waits, so that a restart has nothing to replay; returns its bytes."""
         with self.lock:
             if self.folder is None:
                 raise Refusal("this server keeps nothing: start it with --state DIR.", 409, code="no_state")
             self._check_settled()
-            self._wait_read("saved", patience)
             path = self.folder.next_snapshot()
             if path != self.folder.snapshot:
                 self.stream.save(path)
-                self.folder.use(path, self.tally.state_dict())
+                self.folder.use(path, self.tally.state_dict(), self.stream.status().tokens_ingested)
             return path.stat().st_size
 
     @property
@@ -204,21 +210,17 @@ class Hosted:
         return self.folder is not None and self.folder.journal.bytes >= COMPACT
 
     def compact(self) -> bool:
-        """Save if the journal has become long and the session is at rest; True if so."""
+        """Save if the journal has become long and no answer is under way; True if so."""
         with self.lock:
             if not self.is_long or not self.is_live or self.is_closed or self.asked:
                 return False
-            if self.stream.status().bytes_pending > self.tally.held:
-                return False
-            self.save(0.0)
+            self.save()
             return True
 
     def close(self, delete: bool) -> None:
         """Let go of the stream, and of the files if asked to."""
         with self.lock:
             self.is_closed = True
-            for asked in self.asked.values():
-                asked.cancel()
             if self.stream is not None:
                 self.stream.close()
             if self.folder is not None:
@@ -260,16 +262,22 @@ class Hosted:
 
     def _replay_ask(self, record: Record) -> None:
         known, sampling = self.answers.pop(record.number, None), record.head["sampling"]
-        if known is not None and known["finish"] == "cancelled":
+        is_cut = known is not None and known["finish"] == "cancelled"
+        if known is not None and is_cut:
             sampling = {**sampling, "max_new": max(1, known["kept"]), "stop": ()}
-        asked = Asked(lambda event: None)
-        asked.answer = self.stream.ask(record.head["question"], raw=record.head["raw"], **sampling)
+        asked = Asked(None)
+        with self.engine.between_steps():
+            asked.answer = self.stream.ask(record.head["question"], raw=record.head["raw"], **sampling)
+            if known is not None and is_cut and not known["kept"]:
+                asked.answer.cancel()  # before it begins: the question stays, unanswered
+            before = self.stream.status().tokens
         if known is None:
             with self.lock:
                 self.asked[record.number] = asked
-            self._pump(record.number, asked)
+            self._pump(record.number, asked, before)
             return
-        kept = self._read(asked).tokens
+        self._read(asked)
+        kept = self.stream.status().tokens - before
         if kept != known["kept"]:
             with self.lock:
                 self.differing += 1
@@ -293,14 +301,12 @@ class Hosted:
         if self.asked:
             raise Refusal("the session is answering: wait for the end of the answer.", 409, code="answering")
 
-    def _wait_read(self, what: str, patience: float = PATIENCE) -> None:
-        deadline = time.monotonic() + patience
-        while self.stream.status().bytes_pending > self.tally.held:
-            if time.monotonic() >= deadline or not self.stream.drained(max(0.0, deadline - time.monotonic())):
-                raise Refusal(
-                    f"input is still being read: the session can be {what} when bytes_pending is small.", 409,
-                    code="busy", retry_after=1,
-                )  # fmt: skip
+    def _wait_read(self) -> None:
+        if not self.stream.drained(PATIENCE):
+            raise Refusal(
+                "input is still being read: the session can be truncated when bytes_pending is small.", 409,
+                code="busy", retry_after=1,
+            )  # fmt: skip
 
     def _write(self, kind: str, head: dict[str, Any], payload: bytes, before: dict[str, Any]) -> Record:
         """Make it durable; on failure the count is as it was."""
@@ -344,7 +350,7 @@ class Hosted:
             "created": int(self.created),
             "tokens": tally.tokens,
             "bytes": tally.bytes,
-            "tokens_ingested": self._ingested if status is None else status.tokens_ingested,
+            "tokens_ingested": self.ingested if status is None else status.tokens_ingested,
             "bytes_pending": self.pending,
             "memory_bytes": 0 if status is None else status.memory_bytes,
             "lag_ms": round(lag, 3),

@@ -46,6 +46,8 @@ class House:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._key = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._key, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for file in (state / "attic").glob("*"):  # memories that an engine had put there
+                file.unlink()
         except BlockingIOError:
             raise UsageError(f"another server uses {state}: stop it, or give another --state.") from None
         except OSError as error:
@@ -76,7 +78,9 @@ class House:
             raise SnapshotError(f"{path} belongs to the model {about['name']}: serve that one, or another --state.")
         records = folder.journal.read(folder.first)
         tally = Tally(self.model.tokenizer, about["tally"])
+        ingested = int(about.get("ingested", 0))
         hosted = Hosted(self.engine, path.name, about["owner"], about["created"], tally, folder)
+        hosted.ingested = ingested
         if records:
             tally.load_state_dict(records[-1].head["tally"])
         hosted.answers = {r.head["of"]: r.head for r in records if r.kind == "answer"}
@@ -183,7 +187,7 @@ class House:
         self._wakers.shutdown(wait=False, cancel_futures=True)
         for hosted in list(self.sessions.values()):
             for asked in list(hosted.asked.values()):
-                asked.is_cancelled = True
+                asked.end()
 
     def drain(self, patience: float = 10.0) -> int:
         """Save what can be saved soon; returns how many sessions have something to replay next time."""
@@ -195,7 +199,7 @@ class House:
                 hosted.changed.wait_for(lambda h=hosted: not h.asked, max(0.0, deadline - time.monotonic()))  # type: ignore[misc]
                 try:
                     if hosted.folder is not None and hosted.is_live:
-                        hosted.save(max(0.0, deadline - time.monotonic()))
+                        hosted.save()
                     else:
                         left += bool(hosted.backlog)
                 except (PenstockError, OSError):

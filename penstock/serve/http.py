@@ -52,6 +52,7 @@ class Server:
     started: float = field(default_factory=time.time)
     answering: int = 0  # on the event loop only
     draining: asyncio.Event = field(default_factory=asyncio.Event)
+    _seen: tuple[int, float] = field(default_factory=lambda: (-1, time.monotonic()))
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, "penstock-serve"))
 
     async def blocking(self, work: Callable[[], T]) -> T:
@@ -67,6 +68,13 @@ class Server:
                 f"{self.limits.answers} answers are under way: try again soon.", 429, code="busy", retry_after=1
             )
         self.answering += 1
+
+    def still_seconds(self) -> float:
+        """How long the engine has had work and made no step, as far as anybody looked."""
+        steps, now = self.engine.steps, time.monotonic()
+        if steps != self._seen[0] or not self.engine.busy:
+            self._seen = (steps, now)
+        return now - self._seen[1]
 
     def begin_drain(self) -> None:
         """On the event loop: nothing new is begun, what has no end is ended."""

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from penstock.errors import ContextFull, MemoryStateError, OutputError, PenstockError, SnapshotError, UsageError
+from penstock.errors import (
+    ContextFull,
+    MemoryStateError,
+    OutputError,
+    Overloaded,
+    PenstockError,
+    SnapshotError,
+    UsageError,
+)
 
 _KINDS = {
     400: "invalid_request_error",
@@ -54,6 +62,8 @@ def refusal_of(error: BaseException) -> Refusal:
         return Refusal(str(error), 400, code="context_length_exceeded")
     if isinstance(error, MemoryStateError):
         return Refusal(str(error), 409, code="not_exact")
+    if isinstance(error, Overloaded):
+        return Refusal(str(error), 503, code="overloaded", retry_after=1)
     if isinstance(error, UsageError):
         return Refusal(str(error), 400)
     if isinstance(error, OutputError):

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from penstock.serve.chunks import DONE, Shape, event
 from penstock.serve.hosted import Asked, Deliver, Finished
 from penstock.serve.http import events, log, server_of, unless_gone
+from penstock.serve.prompt import behind_beginning
 from penstock.serve.refusal import refusal_of
 from penstock.serve.wire import DEFAULT_NEW, Sampled
 
@@ -42,11 +43,11 @@ def once(engine: Any, prompt: Sequence[int], sampling: dict[str, Any]) -> Start:
             stream = None
             try:
                 stream = engine.open()
-                stream.append(list(prompt))
+                stream.append(behind_beginning(engine.model.tokenizer, prompt))
                 asked.answer = answer = stream.ask(None, raw=True, **sampling)
+                if asked.deliver is None:  # the reader has left already
+                    answer.cancel()
                 for piece in answer:
-                    if asked.is_cancelled:
-                        answer.cancel()
                     asked.tell(piece)
                 asked.tell(Finished(str(answer.finish), len(prompt), answer.tokens))
             except BaseException as error:

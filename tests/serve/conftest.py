@@ -11,11 +11,11 @@ import httpx
 import pytest
 from transformers import AutoTokenizer
 
+from penstock.engine import Engine
 from penstock.models.load import TINY, Model, load
 from penstock.serve.access import Access
 from penstock.serve.app import create_app
 from penstock.serve.http import Limits
-from penstock.serve.local import LocalEngine
 from penstock.serve.run import HttpServer, listen
 from penstock.testing import tiny_model
 
@@ -53,7 +53,7 @@ class Running(NamedTuple):
 
 
 @pytest.fixture
-def serving() -> Iterator[Callable[..., Running]]:
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
     """Start servers; they end with the test."""
     stops: list[Callable[[], None]] = []
 
@@ -61,8 +61,7 @@ def serving() -> Iterator[Callable[..., Running]]:
         model: Model, state: Path | None = None, *, memory: str = "streaming-llm", budget: int = 32,
         access: Access | None = None, limits: Limits | None = None,
     ) -> Running:  # fmt: skip
-        engine = LocalEngine(model, memory, budget)
-        engine.run()
+        engine = Engine(model, memory, budget, rows=4, ram="1MiB", folder=tmp_path_factory.mktemp("attic")).run()
         app = create_app(engine, model, state=state, access=access, limits=limits or Limits(drain_seconds=5))
         listener = listen("127.0.0.1", 0)
         ready = threading.Event()
@@ -76,7 +75,8 @@ def serving() -> Iterator[Callable[..., Running]]:
             client.close()
             server.should_exit = True
             thread.join(60)
-            engine.stop()
+            engine.check()
+            engine.close()
             listener.close()
             assert not thread.is_alive()
 

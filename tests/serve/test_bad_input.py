@@ -168,7 +168,8 @@ def test_too_many_answers_at_once(serving: Callable[..., Any], model: Model) -> 
     http.post("/v1/sessions", json={"id": "a"})
     body = {"question": "x", "max_tokens": 3000}
     with http.stream("POST", "/v1/sessions/a/ask", json=body) as first:
-        next(first.iter_lines())
+        lines = first.iter_lines()  # held: a dropped iterator ends the request
+        next(lines)
         second = http.post("/v1/sessions/a/ask", json={**body, "stream": False})
         assert (second.status_code, second.json()["error"]["code"]) == (429, "busy")
         for call, given in (("fork", {}), ("truncate", {"tokens": 0})):
@@ -183,16 +184,16 @@ def test_a_stream_that_fails_says_so_and_the_others_go_on(serving: Callable[...,
     http = running.http
     for id in ("broken", "fine"):
         http.post("/v1/sessions", json={"id": id})
-    stream = running.app.state.server.house.sessions["broken"].stream
-    real, calls = stream.session.decode, []
+    runner = running.app.state.server.engine.runner
+    real, calls = runner.step, []
 
-    def failing(token: int) -> Any:
-        calls.append(token)
+    def failing(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
         if len(calls) == 3:
             raise RuntimeError("the device has gone")
-        return real(token)
+        return real(*arguments, **options)
 
-    stream.session.decode = failing
+    runner.step = failing
     with http.stream("POST", "/v1/sessions/broken/ask", json={"question": "x", "max_tokens": 9}) as answer:
         lines = [line for line in answer.iter_lines() if line]
     failed = json.loads(lines[-1].removeprefix("data: "))

@@ -58,6 +58,7 @@ def started(*arguments: object) -> Iterator[Started]:
             process.kill()
 
 
+@pytest.mark.slow
 def test_sigterm_drains_and_saves(folder: Path, tmp_path: Path) -> None:
     """An endless answer and an endless upload are under way: both end, and nothing that was acknowledged is lost."""
     with started(folder, "--state", tmp_path, "--budget", 32) as (process, ready, http):
@@ -134,6 +135,7 @@ def replayed(model: Model, steps: list[tuple[str, str]]) -> Session:
     return session
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_that_was_acknowledged(folder: Path, tmp_path: Path) -> None:
     """Ten sessions are written to and asked; afterwards each goes on token-exact.
 
