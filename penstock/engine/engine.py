@@ -106,7 +106,7 @@ class Engine:
         encoder_holds = 0 if core.encoder is None else core.encoder.pending
         inbox.put(pending_of(tensors), int(body.get("pending_bytes", 0)), 0, now)
         inbox.put([], encoder_holds, encoder_holds, now)
-        with self.between_steps():
+        with self.between_steps(), self.lock:
             session = self._enter(id, core, inbox)
             session.kept = self.attic.put(held, length) if length else None
             self.has_work(session)
@@ -118,8 +118,9 @@ class Engine:
         of.core.share_past(core)
         session = self._enter(id, core, of.inbox.copy())
         session._in_answer = of._in_answer
-        self.rows.copy(of, session)
-        self.has_work(session)
+        with self.lock:
+            self.rows.copy(of, session)
+            self.has_work(session)
         return session
 
     def _core(self, special: bool = False) -> Session:
@@ -272,7 +273,10 @@ class Engine:
     def wait_until(self, is_true: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait, or step, until something is true; False when `timeout` seconds of real time are over."""
         end = None if timeout is None else time.monotonic() + timeout
-        while not is_true():
+        while True:
+            with self.lock:  # never in the middle of a change
+                if is_true():
+                    return True
             if end is not None and time.monotonic() >= end:
                 return False
             if self.is_running:
@@ -280,7 +284,6 @@ class Engine:
                     self._news.wait(0.05)
             elif not self.step() and not is_true():
                 raise MemoryStateError("the engine has work that it cannot do: its rows are all in mid-answer.")
-        return True
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait (or step) until nothing is queued and no answer is open; False when time is over."""
