@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -148,7 +148,7 @@ async def json_body(request: Request) -> Any:
 
 async def events(
     request: Request, start: Callable[[Deliver], Asked]
-) -> AsyncIterator[str | Finished]:  # fmt: skip
+) -> AsyncGenerator[str | Finished, None]:  # fmt: skip
     """Pieces of an answer, then Finished; raises what ended it early.  Closing it lets go of the answer."""
     server, loop = server_of(request), asyncio.get_running_loop()
     ready: asyncio.Queue[str | Finished | BaseException] = asyncio.Queue()

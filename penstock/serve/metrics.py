@@ -26,7 +26,7 @@ class Metrics:
         seconds = {"buckets": _SECONDS, **given}
         self.first = Histogram("penstock_first_piece_seconds", "From a question to its first text.", **seconds)
         self.between = Histogram("penstock_between_pieces_seconds", "Between two pieces of one answer.", **seconds)
-        self.registry.register(_Sessions(house))  # type: ignore[arg-type]
+        self.registry.register(_Sessions(house))
 
     def page(self) -> bytes:
         """The text that Prometheus reads."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -64,7 +64,7 @@ def once(engine: Any, prompt: Sequence[int], sampling: dict[str, Any]) -> Start:
 
 async def _documents(
     request: Request, shape: Shape, starts: Sequence[Start], shared: int
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncGenerator[dict[str, Any], None]:
     """Everything that is said of all choices, in order; `shared` choices come from one prompt."""
     for index, start in enumerate(starts):
         async with contextlib.aclosing(events(request, start)) as happening:
@@ -109,7 +109,7 @@ async def respond(
 
     async def release() -> None:
         server.answering -= 1
-        await documents.aclose()  # type: ignore[attr-defined]
+        await documents.aclose()
 
     async def collect() -> None:
         async for _ in documents:
