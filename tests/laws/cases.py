@@ -95,6 +95,11 @@ class Case:
         """What the method composes for each layer under the small budget."""
         return self.method.cascades(self.model.geometry, self.budget)
 
+    @property
+    def is_simple(self) -> bool:
+        """Whether all layers move token by token; the others cut every step into the same units by construction."""
+        return all(c.is_simple for c in self.placements)
+
     def memory(self, rows: int = 1, entries: int | None = None, naive: bool = False) -> Memory:
         """A fresh memory of the case; `entries` instead of its small budget."""
         budget = None if self.budget is None else entries or self.budget

@@ -64,7 +64,8 @@ class Split(Flowing):
 
 CASES = [
     *(Case(Flowing(positions=p), f) for p in ("clamped", "contiguous", "stream") for f in ("llama", "mpt")),
-    *(Case(Flowing(), f) for f in ENCODINGS.values() if f not in ("llama", "mpt", "gpt2")),
+    Case(Flowing(), ENCODINGS["some-layers-without"]),
+    Case(Flowing(), ENCODINGS["learned-sinks"]),
     Case(Growing(), "llama"),
     Case(Growing("contiguous"), "gpt_neox"),
     Case(Growing("stream"), "mpt"),
