@@ -249,28 +249,37 @@ class Archived:
             ids = torch.arange(first, self.count)
             return ids.expand(count, *([len(query)] if self.apart else []), -1)
         query = query.float().mean(2, keepdim=True) if together else query.float()
-        asked = self.selector.project(query, self.table).cpu()
+        scale = self.layout.place.layer.key_width**-0.5
+        asked = self.selector.project(query * scale, self.table).cpu()
         which, scores = search(
             self.selector, self.summary.parts, self.coarse.parts, asked, max(0, first - self.first),
             _FLAT if together else _ASKED, max(16, slots // 4) * (1 if together else 4),
         )  # fmt: skip
-        weights = shares(scores * self.layout.place.layer.key_width**-0.5).sum(1)  # [H, C, m]
+        weights = shares(scores).sum(1)  # [H, C, m]
         weights = weights.transpose(0, 1) if self.apart else weights.sum(0)  # [C, (H,) m]
         best = weights.topk(min(slots, len(which)), dim=-1).indices
         return self.first + which[best].sort(-1).values
 
     def including(self, chosen: Tensor, wanted: range) -> Tensor:
-        """The choice [C, (H,) k] of an oracle: with the blocks that hold the indices `wanted` in place of others."""
-        block = self.layout.block
-        ids = torch.arange(self.oldest, self.count)
-        seen = self.fetch(ids.expand(self.layout.place.heads, -1) if self.apart else ids).seen[0].view(-1, block)
-        right = ids[((seen >= wanted.start) & (seen < wanted.stop)).any(1)][: chosen.shape[-1]]
+        """The choice [C, (H,) k] of an oracle: with the blocks that hold the indices `wanted` in place of the oldest
+        others.  Blocks that are lost hold nothing."""
+        right = self._holding(wanted)[: chosen.shape[-1]]
         flat = chosen.flatten(0, -2)
         out = []
         for row in flat:
             others = row[~torch.isin(row, right)]
             out.append(torch.cat((right, others[len(others) - (len(row) - len(right)) :])).sort().values)
         return torch.stack(out).view(chosen.shape)
+
+    def _holding(self, wanted: range) -> Tensor:
+        """Ids of the blocks that hold some of the indices seen; reads all blocks."""
+        found = []
+        for index in range(self.oldest, self.count):
+            ids = torch.tensor([index])
+            seen = self.fetch(ids.expand(self.layout.place.heads, -1) if self.apart else ids).seen
+            if ((seen >= wanted.start) & (seen < wanted.stop)).any():
+                found.append(index)
+        return torch.tensor(found, dtype=torch.int64)
 
     def fetch(self, ids: Tensor) -> Entries:
         """Raw entries [H, m] of the blocks ids [k], or [H, k] where heads part; lost ones are left out."""

@@ -12,6 +12,7 @@ memory in which some layers are ahead of others.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from penstock.memory.cascade import Placement
 from penstock.memory.flow import FlowGroup
 from penstock.memory.groups import Undo, grouped, row_bytes
 from penstock.memory.layout import Geometry
+from penstock.memory.losses import Losses
 from penstock.memory.remembered import SegmentView, runs, slid_out, views
 
 
@@ -81,6 +83,7 @@ class Memory:
         self.groups: list[Any] = []
         self.where: dict[int, tuple[int, int]] = {}
         self._pool: Any = None
+        self._losses = Losses()
         self.wanted: range | None = None  # what an oracle makes archives fetch (comparisons only)
         for members, cascade in grouped(geometry.layers, cascades):
             for i, layer in enumerate(members):
@@ -119,8 +122,13 @@ class Memory:
             from penstock.memory.tiers import Pool
 
             limits = [t for c in self.cascades for t in c.tiers]
-            self._pool = Pool(**limits[0].options())
+            self._pool = Pool(**limits[0].options(), on_event=self._losses.note)
         return self._pool
+
+    @property
+    def events(self) -> deque[str]:
+        """The newest sentences about archived blocks that were lost, dropped or late; shared with forks."""
+        return self._losses.sentences
 
     @property
     def budget_bytes(self) -> int | None:
@@ -317,6 +325,8 @@ class Memory:
         source = self.rows[row]
         for old, new in zip(self.groups, target.groups):
             groups.copy_row(old, row, new, to, source.length)
+        if target._pool is None:  # it reads blocks of this memory's pool
+            target._losses = self._losses
         target.rows[to] = Row(length=source.length)
 
     def save_row(self, row: int = 0) -> dict[str, Tensor]:

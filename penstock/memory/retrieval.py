@@ -149,7 +149,7 @@ class Channels(Selector):
 
 
 def shares(scores: Tensor) -> Tensor:
-    """Of scores [..., D'-wide products], the share of attention that each candidate would get, head by head.
+    """Of scaled scores [H, g, C, n], the share of attention that each candidate would get, head by head.
 
     Heads speak on different scales: a sum of scores is decided by the loudest, a sum of shares by the head that knows.
     """
@@ -162,9 +162,9 @@ def search(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Candidates and their scores: (row [m] int64 in the summaries, score [H, g, C, m]).
 
-    `parts` are summaries [n_i, H, r, D'] one behind the other; rows before `first` are not wanted.  Up to `flat` rows
-    are all scored.  Beyond, `coarse` boxes [., 2, H, D'] of the whole groups are, and the rows of the `groups` best
-    ones for any query, and those that are in no whole group.
+    `query` is scaled, so that scores are what `shares` takes.  `parts` are summaries [n_i, H, r, D'] one behind the
+    other; rows before `first` are not wanted.  Up to `flat` rows are all scored.  Beyond, `coarse` boxes [., 2, H, D']
+    of the whole groups are, and the rows of the `groups` best ones for any query, and those that are in no whole group.
     """
     count = sum(len(part) for part in parts)
     if count - first <= flat:
@@ -172,9 +172,9 @@ def search(
     else:
         boxes = torch.cat(coarse)
         whole = len(boxes)
-        bounds = shares(bound(boxes, query)).sum((0, 1)).amax(0)  # [groups]
-        bounds[: first // GROUP] = -torch.inf
-        best = bounds.topk(min(groups, whole)).indices.sort().values.cpu()
+        bounds = bound(boxes, query)
+        bounds[..., : first // GROUP] = -torch.inf
+        best = shares(bounds).sum((0, 1)).amax(0).topk(min(groups, whole)).indices.sort().values.cpu()
         inside = (best[:, None] * GROUP + torch.arange(GROUP)).flatten()
         which = torch.cat((inside[inside >= first], torch.arange(max(first, whole * GROUP), count)))
     return which, selector.score(_rows(parts, which), query)

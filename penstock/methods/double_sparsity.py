@@ -1,7 +1,8 @@
 """double-sparsity: a few channels of each key say which entries are worth reading.  arXiv:2408.07092
 
 Differs from the paper: small blocks are fetched, not single tokens, over an archive with a limit in bytes; channels are
-chosen from the stream's own first block; labels hold raw keys, shared by the query heads of a group.
+chosen from the stream's own first block; labels hold raw keys, shared by the query heads of a group; all heads of a
+layer choose together, by shares of attention.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class DoubleSparsity(Method):
     name: ClassVar[str] = "double-sparsity"
     title: ClassVar[str] = "Entries chosen by a few channels of their keys"
     source: ClassVar[str] = "arXiv:2408.07092"
-    differs: ClassVar[str] = "blocks of 4 or more, not tokens; channels from the first block of the stream"
+    differs: ClassVar[str] = "blocks of up to 8, not tokens; channels from the first block of the stream"
     slots: ClassVar[tuple[str, ...]] = ("segments", "retrieval", "positions", "tier")
     claims: ClassVar[frozenset[str]] = frozenset(LAWS) - {"grows", "steady"}
     waived: ClassVar[dict[str, str]] = {

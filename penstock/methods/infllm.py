@@ -1,7 +1,8 @@
 """infllm: first tokens, a window, and retrieved blocks of all that left it.  arXiv:2402.04617
 
 Differs from the paper: a block's representatives are the keys that the queries of its unit attend to most, each kept
-by itself; one choice per unit while reading, one per query for questions; the archive has a limit in bytes.
+by itself; blocks are chosen per layer by the shares of attention that the heads would give them, once per unit while
+reading and per query for questions; the archive has a limit in bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from penstock.methods.base import LAWS, Method
 
 @dataclass(frozen=True)
 class InfLLM(Method):
-    """Sinks (1/16 of the budget), a window and the best blocks of an archive (`retrieved`, a share of the budget).
+    """Sinks (1/16 of the budget), a window and the best blocks of an archive (half).
 
     `block` entries make a block (at most a sixteenth of the budget), summed up by `representatives` keys: all of them
     by default, for the few that the text itself attends to are not those that a question asks for.  Positions:

@@ -20,7 +20,7 @@ from penstock.methods.base import LAWS, Method
 class LServe(Method):
     """Sinks, a window, and the best pages by channel-wise least and greatest keys.
 
-    A page of `block` entries is bounded in `pieces` parts; Three quarters of the budget are for pages.  The
+    A page of `block` entries is bounded in `pieces` parts; three quarters of the budget are for pages.  The
     choice made for a unit serves the next one: the paper's reuse of the selector, with the unit as its interval.
     """
 

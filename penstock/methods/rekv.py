@@ -1,7 +1,7 @@
 """rekv: a stream is read through a window, and questions retrieve the blocks that concern them.  arXiv:2503.00540
 
-Differs from the paper: every token of a question or answer chooses for itself, by content (keys without positions);
-the archive has a limit in bytes.
+Differs from the paper: every token of a question or answer chooses for itself, per layer, by the shares of attention
+that the heads would give to mean keys without positions; the archive has a limit in bytes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from penstock.methods.base import LAWS, Method
 
 @dataclass(frozen=True)
 class ReKV(Method):
-    """A window while reading; for questions, the share `retrieved` of the budget comes from the archive.
+    """A window while reading; for questions, three quarters of the budget come from an archive.
 
-    `block` entries (a frame, in video; few in text, where a mean says little of many) are summed up by their mean key,
-    per key-value head.  Positions: `contiguous` numbers what is read
-    anew, retrieved blocks before the window (the paper), `clamped` and `stream` as elsewhere.
+    `block` entries (a frame, in video; few in text, where a mean says little of many) are summed up by their mean key;
+    a layer's heads choose together.  Positions: `contiguous` numbers what is read anew, retrieved blocks before the
+    window (the paper), `clamped` and `stream` as elsewhere.
     """
 
     name: ClassVar[str] = "rekv"

@@ -62,10 +62,15 @@ def test_with_slots_for_all_it_is_dense(select: Selector, by_head: bool) -> None
 
 
 @pytest.mark.parametrize("by_head", [False, True])
-def test_a_question_reads_the_blocks_with_the_best_mean(by_head: bool) -> None:
-    """By hand: sinks, window, two blocks of the archive, what is pending, the unit so far."""
+@pytest.mark.parametrize("positions", ["stream", "clamped"])
+def test_a_question_reads_the_blocks_with_the_best_mean(by_head: bool, positions: str) -> None:
+    """By hand: sinks, window, two blocks of the archive, what is pending, the unit so far.
+
+    Blocks are compared with the query where it reads them: at the cap if positions are clamped, else without positions.
+    """
     stack, stream = Stack(windows=(None,)), tokens(110, seed=3)
-    memory = stack.memory(cascade(Archive(4, 2, Mean(), ingest="none", by_head=by_head)))
+    plan = cascade(Archive(4, 2, Mean(), ingest="none", by_head=by_head), positions)
+    memory, cap = stack.memory(plan), (plan.entries or 0) - 1
     stack.feed(memory, stream[:-1], 7)
     got = ask(stack, memory, stream[-1:])[0, 0]  # [Hq, D]
     ids, now = torch.tensor(stream), len(stream) - 1
@@ -75,16 +80,96 @@ def test_a_question_reads_the_blocks_with_the_best_mean(by_head: bool) -> None:
     blocks = [range(a, a + 4) for a in range(2, whole - 6 - 3, 4)]
     pending = range(blocks[-1].stop, whole - 6)
     means = torch.stack([key[list(b)].mean(0) for b in blocks])  # [n, H, D]
-    scores = torch.einsum("nhd,hgd->hn", means, query)
     rotary = stack.geometry.layers[0].encoding
+    asking = query
+    if positions == "clamped":
+        asking = rotary.rotate(query, rotary.angles(torch.tensor([cap, cap])))
+    scores = (torch.einsum("nhd,hgd->hgn", means, asking) * stack.scale).softmax(-1).sum(1)
     for h in range(2):
         best = (scores[h] if by_head else scores.sum(0)).topk(2).indices.tolist()
         read = [0, 1, *(i for b in best for i in blocks[b]), *pending, *range(whole - 6, now + 1)]
-        turned = rotary.rotate(key[read, h][None], rotary.angles(torch.tensor(read)))[0]
+        distance = now - torch.tensor(read)
+        if positions == "clamped":
+            far = 2 + 8 + len(pending)
+            distance[:2] = cap - torch.arange(2)
+            distance[2:far] = cap
+        turned = rotary.rotate(key[read, h][None], rotary.angles(-distance))[0]
         for g in range(2):
-            asked = rotary.rotate(query[h, g][None, None], rotary.angles(torch.tensor([now])))[0, 0]
-            weights = torch.softmax(turned @ asked * stack.scale, 0)
+            weights = torch.softmax(turned @ query[h, g] * stack.scale, 0)
             assert torch.allclose(weights @ value[read, h], got[2 * h + g].double(), atol=1e-5)
+
+
+def test_a_quiet_head_that_knows_beats_a_loud_head_that_does_not() -> None:
+    """A loud head likes every other block alike, a quiet one knows the block: the sum of scores would miss it."""
+    stack = Stack("none", windows=(None,), heads=2, kv_heads=1)
+    stack.keys[:, :3] = 0
+    stack.keys[:, 1, :, 0] = 10.0  # what the loud head likes
+    stack.keys[:, 2, :, 1] = 5.0  # what the quiet head asks for
+    stream = [0, 0, *([1] * 4 + [0] * 4) * 20, *[0] * 6]
+    stream[2 + 4 * 13 : 2 + 4 * 14] = [2] * 4
+    memory = stack.memory(cascade(Archive(4, 2, Mean())))
+    stack.feed(memory, stream, 8)
+    query = torch.zeros(1, 2, 1, 8)
+    query[0, 0, 0, 0], query[0, 1, 0, 1] = 10.0, 5.0
+    blocks = archived(memory)
+    scores = Mean().score(torch.cat(blocks.summary.parts), query).sum((0, 1, 2))
+    assert 13 not in scores.topk(2).indices.tolist()
+    assert 13 in blocks.choose(query, 2)[0].tolist()
+    assert blocks.choose(query, 1).tolist() == [[13]]
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+def test_an_oracle_brings_the_wanted_blocks(by_head: bool) -> None:
+    """In place of the oldest others, in stream order, as many as were chosen."""
+    stack = Stack(windows=(None,))
+    memory = stack.memory(cascade(Archive(4, 3, Mean(), by_head=by_head)))
+    stack.feed(memory, tokens(101), 8)
+    blocks = archived(memory)  # block n holds 2 + 4 n and the three after it
+    chosen = torch.tensor([[3, 9, 12], [5, 6, 7]])
+    if by_head:
+        chosen = torch.stack((chosen, chosen.flip(0)), dim=1)  # [C, H, k]
+
+    def including(first: int, stop: int) -> list[list[int]]:
+        found = blocks.including(chosen, range(first, stop))
+        assert found.shape == chosen.shape
+        assert not by_head or torch.equal(found[:, 1], found[:, 0].flip(0))
+        rows: list[list[int]] = (found[:, 0] if by_head else found).tolist()
+        return rows
+
+    assert including(2 + 4 * 6, 2 + 4 * 6 + 1) == [[6, 9, 12], [5, 6, 7]]
+    assert including(2 + 4 * 6 + 3, 2 + 4 * 7 + 1) == [[6, 7, 12], [5, 6, 7]]
+    assert including(2, 40) == [[0, 1, 2]] * 2, "as many as there are slots"
+    assert including(0, 2) == including(100, 200) == [[3, 9, 12], [5, 6, 7]], "nothing of it is in a block"
+
+
+def test_an_oracle_knows_that_lost_blocks_hold_nothing(tmp_path: Path) -> None:
+    stack = Stack(windows=(None,))
+    memory = stack.memory(cascade(Archive(4, 3, Mean(), Tiers(200_000, 8_000_000, str(tmp_path / "blocks")))))
+    stack.feed(memory, [t for seed in range(12) for t in tokens(128, seed=seed)], 64)
+    for path in (tmp_path / "blocks").glob("*.blocks"):
+        path.write_bytes(bytes(path.stat().st_size))
+    blocks = archived(memory)
+    assert blocks.store is not None
+    _, there = blocks.store.fetch(torch.arange(len(blocks)))
+    lost, kept = int((~there).nonzero()[0]), int(there.nonzero()[-1])
+    chosen = torch.tensor([[lost, kept - 2, kept - 1]])
+    assert blocks.including(chosen, range(2 + 4 * lost, 6 + 4 * lost)).tolist() == chosen.tolist()
+    assert blocks.including(chosen, range(2 + 4 * kept, 6 + 4 * kept)).tolist() == [[kept - 2, kept - 1, kept]]
+
+
+def test_a_memory_that_wants_something_reads_it() -> None:
+    """A token without a key is never the best block; the oracle reads it all the same, and only in questions."""
+    stack, far = Stack(windows=(None,)), 7
+    stack.values[:, far], stack.keys[:, far] = 100.0, 0.0
+    stream = [t for t in tokens(300, seed=4) if t != far]
+    stream[102:106] = [far] * 4
+    memory, other = (stack.memory(cascade(Archive(4, 2, Mean()))) for _ in range(2))
+    stack.feed(memory, stream, 8)
+    stack.feed(other, stream, 8)
+    memory.wanted = range(102, 106)
+    query = [9]
+    assert float(ask(stack, other, query).abs().max()) < 10
+    assert float(ask(stack, memory, query).abs().max()) > 10
 
 
 def test_asking_changes_nothing() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from penstock.errors import UsageError
-from penstock.memory.retrieval import GROUP, Bounds, Channels, Mean, Representatives, Selector, bound, search
+from penstock.memory.retrieval import GROUP, Bounds, Channels, Mean, Representatives, Selector, bound, search, shares
 
 H, G, D, B = 2, 3, 8, 16
 
@@ -35,13 +35,13 @@ def products(keys: Tensor, query: Tensor) -> Tensor:
 def test_the_mean_scores_as_the_mean_of_the_products() -> None:
     keys, query = random(5, H, B, D), random(H, G, 4, D, seed=1)
     summary, asked = summed_up(Mean(), keys, query)
-    torch.testing.assert_close(Mean().score(summary, asked), products(keys, query).mean(-1).sum(1))
+    torch.testing.assert_close(Mean().score(summary, asked), products(keys, query).mean(-1))
 
 
 def test_bounds_bound_and_pieces_tighten_them() -> None:
     """True maximum <= score of four pieces <= score of one (card lserve, check b)."""
     keys, query = random(5, H, B, D), random(H, 1, 4, D, seed=1)
-    true = products(keys, query.expand(H, G, 4, D)).amax(-1)[:, 0]
+    true = products(keys, query.expand(H, G, 4, D)).amax(-1)[:, :1]
     scores = []
     for pieces in (4, 1):
         summary, asked = summed_up(Bounds(pieces), keys, query)
@@ -71,7 +71,7 @@ def test_all_channels_score_as_the_best_product() -> None:
     keys, query = random(5, H, B, D), random(H, G, 4, D, seed=1)
     summary, asked = summed_up(Channels(D), keys, query)
     assert torch.equal(summary, keys)
-    torch.testing.assert_close(Channels(D).score(summary, asked), products(keys, query).amax(-1).sum(1))
+    torch.testing.assert_close(Channels(D).score(summary, asked), products(keys, query).amax(-1))
 
 
 def test_channels_are_those_where_queries_and_keys_are_large() -> None:
@@ -92,7 +92,7 @@ def test_boxes_bound_what_is_in_them(selector: Selector) -> None:
     keys, query = random(40, H, B, D), random(H, G, 4, D, seed=1)
     summary, asked = summed_up(selector, keys, query)
     boxes = torch.stack([selector.box(summary[:25]), selector.box(summary[25:])])
-    bounds = bound(boxes, asked).sum(1)  # [H, C, 2]
+    bounds = bound(boxes, asked)  # [H, g, C, 2]
     scores = selector.score(summary, asked)
     assert (scores[..., :25].amax(-1) <= bounds[..., 0] + 1e-4).all()
     assert (scores[..., 25:].amax(-1) <= bounds[..., 1] + 1e-4).all()
@@ -114,9 +114,36 @@ def test_the_search_finds_what_stands_out(selector: Selector, cut: int) -> None:
         assert which.min() >= 65
         assert len(which) <= GROUP + 10
         assert which[scores.sum((0, 1)).argmax()] == wanted
+        assert scores.shape == (H, G, 1, len(which))
         torch.testing.assert_close(scores, selector.score(summary, asked)[..., which])
         every, _ = search(selector, parts, (coarse,), asked, 3, 1000, 1)
         assert torch.equal(every, torch.arange(3, count))
+
+
+def test_shares_weigh_heads_alike() -> None:
+    """Every head gives one in all; a head that adds a constant to all of its scores says the same."""
+    scores = random(H, G, 4, 20) * torch.tensor([1.0, 5.0, 50.0])[:, None, None]
+    given = shares(scores)
+    torch.testing.assert_close(given.sum(-1), torch.ones(H, G, 4))
+    torch.testing.assert_close(given, shares(scores + 7), atol=1e-5, rtol=1e-4)
+    by_hand = torch.tensor([[2.0, 0.0, 0.0]]).exp() / (torch.tensor(2.0).exp() + 2)
+    torch.testing.assert_close(shares(torch.tensor([[2.0, 0.0, 0.0]])), by_hand)
+
+
+def test_the_search_of_groups_follows_the_head_that_knows() -> None:
+    """A loud head likes four groups of five alike; a quiet one knows a block of the fifth, and finds it."""
+    count, wanted = 5 * GROUP, 2 * GROUP + 9
+    keys = torch.zeros(count, 1, 1, D)
+    keys[:, 0, 0, 0] = 30
+    keys[2 * GROUP : 3 * GROUP, 0, 0, 0] = 0
+    keys[wanted, 0, 0, 1] = 6
+    query = torch.zeros(1, 2, 1, D)
+    query[0, 0, 0, 0] = query[0, 1, 0, 1] = 1
+    coarse = torch.stack([Mean().box(keys[g * GROUP : (g + 1) * GROUP]) for g in range(5)])
+    assert int(bound(coarse, query).sum((0, 1, 2)).argmin()) == 2, "by sums the group is the last"
+    which, scores = search(Mean(), (keys,), (coarse,), query, 0, 100, 1)
+    assert wanted in which.tolist()
+    assert which[shares(scores).sum((0, 1, 2)).argmax()] == wanted
 
 
 def test_refused() -> None:

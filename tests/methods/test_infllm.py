@@ -24,6 +24,7 @@ def test_shares_of_the_budget(budget: int) -> None:
     assert cascade.entries == budget
     assert sinks.size == max(1, budget // 16)
     assert budget / 2 - archive.block < archive.slots * archive.block <= budget / 2
+    assert not archive.by_head
     assert 4 <= archive.block <= max(4, budget // 16)
     assert 1024 % cascade.unit == 0
 
@@ -59,5 +60,7 @@ def test_refused() -> None:
         InfLLM(disk="1GiB").cascade(512)
     with pytest.raises(BudgetError, match="cannot read the budget"):
         InfLLM(ram="much").cascade(512)
+    with pytest.raises(UsageError, match="retrieved"):
+        parse("infllm:retrieved=0.5")
     with pytest.raises(UsageError, match="representative"):
         parse("infllm:representatives=0").cascade(512)

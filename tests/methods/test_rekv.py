@@ -7,8 +7,10 @@ import torch
 from memory.stack import Stack, tokens
 from memory.test_archive import ask
 
-from penstock.errors import BudgetError
+from penstock.errors import BudgetError, UsageError
 from penstock.memory import Cascade, Sinks, Window
+from penstock.memory.archive import Archive
+from penstock.methods import parse
 from penstock.methods.rekv import ReKV
 
 
@@ -16,7 +18,11 @@ from penstock.methods.rekv import ReKV
 def test_shares_of_the_budget(budget: int) -> None:
     """A query reads the budget at most (card, check c)."""
     cascade = ReKV().cascade(budget)
+    archive = cascade.segments[-1]
+    assert isinstance(archive, Archive)
     assert cascade.entries == budget
+    assert archive.slots * archive.block <= 3 / 4 * budget
+    assert not archive.by_head
     assert 1024 % cascade.unit == 0
 
 
@@ -62,3 +68,5 @@ def test_refused() -> None:
         ReKV().cascade(None)
     with pytest.raises(BudgetError, match="at least 24"):
         ReKV().cascade(8)
+    with pytest.raises(UsageError, match="retrieved"):
+        parse("rekv:retrieved=0.5")
