@@ -273,13 +273,12 @@ class Archived:
 
     def _holding(self, wanted: range) -> Tensor:
         """Ids of the blocks that hold some of the indices seen; reads all blocks."""
-        found = []
-        for index in range(self.oldest, self.count):
-            ids = torch.tensor([index])
-            seen = self.fetch(ids.expand(self.layout.place.heads, -1) if self.apart else ids).seen
-            if ((seen >= wanted.start) & (seen < wanted.stop)).any():
-                found.append(index)
-        return torch.tensor(found, dtype=torch.int64)
+        ids = torch.arange(self.oldest, self.count)
+        if self.store is None:
+            return ids
+        rows, there = self.store.fetch(ids * self._each)
+        seen = rows[:, : self.layout.block * 8].view(torch.int64) + self.shift  # the first column, of the first head
+        return ids[there & ((seen >= wanted.start) & (seen < wanted.stop)).any(1)]
 
     def fetch(self, ids: Tensor) -> Entries:
         """Raw entries [H, m] of the blocks ids [k], or [H, k] where heads part; lost ones are left out."""

@@ -37,6 +37,18 @@ def test_a_pass_measures_the_stream_and_not_the_questions(model: Model, stream: 
     assert row["ingest_tokens_per_second"] == pytest.approx(found.tokens / found.seconds)
 
 
+def test_an_oracle_that_fetches_says_what_the_choice_costs(model: Model, stream: Stream) -> None:
+    """Only archives have it; it is at least as good as the choice, and leaves no trace in what else is measured."""
+    plan = make_plan(stream, 128, (1500,), per_bin=20)
+    found = read(model, parse("rekv"), 128, stream, [plan], 64)
+    row = found.row(plan)
+    [chosen], [fetched] = row["recall"], row["oracle_fetch"]
+    assert fetched["n"] == chosen["n"] == 20
+    assert fetched["recall"] > chosen["recall"]
+    assert len(found.ask_seconds) == row["questions"] == 20
+    assert "oracle_fetch" not in read(model, parse("window"), 128, stream, [plan], 64).row(plan)
+
+
 def test_results_do_not_depend_on_the_chunk(model: Model, stream: Stream) -> None:
     plan = make_plan(stream, 128, (60, 150), per_bin=20)
     rows = [read(model, parse("streaming-llm"), 128, stream, [plan], chunk).row(plan) for chunk in (24, 100)]
