@@ -64,6 +64,9 @@ def test_damaged_files_lead_to_an_event_and_to_no_wrong_block(model: Model, tmp_
         assert all_there.all()
         assert torch.equal(got[there], expected[there])
         lost += int((~there).sum())
+    if damage == "deleted":  # a file that is open can still be read: nothing is lost until the session ends
+        assert lost == 0
+        return
     assert lost > 0
     assert any("lost from the disk" in said for said in session.memory.events)
     assert fork.memory.events == session.memory.events, "a fork reads the same blocks"
