@@ -63,9 +63,7 @@ class Entries:
                 index = index[..., None].expand(*index.shape, tensor.shape[-1])
             return tensor.gather(1, index)
 
-        picked = {
-            name: pick(t, there if t.device == there.device else host) for name, t in self.columns().items()
-        }
+        picked = {name: pick(t, there if t.device == there.device else host) for name, t in self.columns().items()}
         return Entries(**picked, turned=self.turned)
 
     def where(self, chosen: Tensor) -> Entries:
