@@ -36,8 +36,8 @@ def methods() -> str:
     lines = [
         "# Methods",
         "",
-        "Generated from the registry by `make docs`. Use one as `--memory NAME` or `--memory NAME:option=value,...`, or",
-        '`penstock.open(model, memory="NAME:option=value", budget=4096)`. What each is good for on one stream:',
+        "Generated from the registry by `make docs`. Use one as `--memory NAME` or `--memory NAME:option=value,...`,",
+        'or as `penstock.open(model, memory="NAME:option=value", budget=4096)`. What each is good for on one stream:',
         "[benchmarks/memories.md](benchmarks/memories.md).",
         "",
     ]
