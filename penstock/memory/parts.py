@@ -127,15 +127,6 @@ class Query:
             self.memo[key] = rotary.angles(positions, self.place.device)
         return rotary.rotate(self.raw, self.memo[key])
 
-    def angles(self, positions: Tensor) -> Angles:
-        """Rotations to positions [H, T]: computed once per step where layers agree, once for heads that agree."""
-        assert isinstance(self.place.encoding, Rotary)
-        key = (id(self.place.encoding), positions.shape, positions.numpy().tobytes())
-        if key not in self.memo:
-            alike = len(positions) > 1 and bool((positions == positions[:1]).all())
-            self.memo[key] = self.place.angles(positions[:1] if alike else positions)
-        return self.memo[key]
-
     def by_head(self, x: Tensor) -> Tensor:
         """Query heads [Hq, ...] as [H, group, ...]."""
         return x.reshape(self.place.heads, self.place.group, *x.shape[1:])

@@ -48,16 +48,13 @@ class Reader:
         assert whole is not None
         return whole, extra
 
-    def _keys(self, offer: Readable, query: Query) -> Tensor:
-        rotary = self.place.encoding
-        if offer.turned or not isinstance(rotary, Rotary) or not offer.key.shape[1]:
-            return offer.key
-        return rotary.rotate(offer.key, query.angles(offer.position))
+    def _keys(self, offer: Readable) -> Tensor:
+        return offer.key if offer.turned else self.place.turn(offer.key, offer.position)
 
     def _partial(self, offer: Readable, query: Query) -> Partial:
         start, stop = offer.queries
         some = query.to(offer.query_at)[:, start:stop] if offer.queries != (0, None) else query.to(offer.query_at)
-        key, value = self._keys(offer, query)[None], offer.value[None]
+        key, value = self._keys(offer)[None], offer.value[None]
         heads, count, group = self.place.heads, some.shape[1], self.place.group
         mask = self._mask(offer, query, some.dtype)
         if count == 1 and group > 1:  # the heads of a group become the queries of one call: keys are loaded once

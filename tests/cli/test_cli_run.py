@@ -291,7 +291,7 @@ def test_a_growing_memory_is_taken_out_when_its_loss_has_exploded(folder: Path) 
 # -- what is refused ----------------------------------------------------------------------------------------------
 
 WRONG: list[tuple[tuple[str, ...], str]] = [
-    (("--memory", "streaming"), "did you mean streaming-llm?"),
+    (("--memory", "streaming"), "or streaming-llm"),
     (("--memory", "window:sinks=3"), "unknown option of window 'sinks'"),
     (("--memory", "streaming-llm:sinks"), "write it as streaming-llm:key=value"),
     (("--memory", "streaming-llm:sinks=x"), "give a whole number"),
