@@ -56,7 +56,9 @@ class Case:
 
     method: Method
     family: str
-    laws: frozenset[str] | None = field(default=None, compare=False)  # those to try; None: all that are claimed
+    laws: frozenset[str] | None = field(
+        default=None, compare=False, kw_only=True
+    )  # those to try; None: all that are claimed
 
     def tries(self, law: str) -> bool:
         """Whether the law is claimed, and tried on this case."""
@@ -193,7 +195,8 @@ def cases() -> Sequence[Case]:
             some = families if i == 0 else ["llama", ENCODINGS["alibi"]] if simple else ["llama"]
             for family in some:
                 whole = simple or (i == 0 and family == "llama")
-                case = Case(method, family, None if whole else frozenset({"exact_when_large"}))
+                tried = None if whole else frozenset({"exact_when_large"})
+                case = Case(method, family, laws=tried)
                 found += [case] if supported(case) else []
     return tuple(found)
 
