@@ -135,7 +135,10 @@ class PastFuture(Policy):
     def _future(self, c: Candidate) -> tuple[int, int]:
         coming = self.predict(c.grown, c.most) - c.grown if c.most else 0
         coming += 0 if c.decodes else c.tokens
-        return c.held, coming if c.limit is None else max(0, min(coming, c.limit - c.held))
+        if c.limit is None:
+            return c.held, coming
+        # A bounded memory that is full stays as large until its stream leaves: it counts with all it will hold.
+        return max(c.held, min(c.held + coming, c.limit)), 0
 
 
 POLICIES = {policy.name: policy for policy in (Policy, EarliestDeadline, LeastRecentlyServed, PastFuture)}
