@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,7 +29,7 @@ class View(Protocol):
         """Show it if it is time."""
 
 
-class _Timed:
+class _Timed(ABC):
     """Calls `tell` every so many seconds per memory."""
 
     every = 1.0
@@ -42,8 +43,9 @@ class _Timed:
             self._next[now.job] = moment + self.every
             self.tell(now)
 
+    @abstractmethod
     def tell(self, now: Progress) -> None:
-        raise NotImplementedError
+        """Show it now."""
 
 
 class JsonView(_Timed):

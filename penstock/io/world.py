@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 
 from penstock.io.source import TextSource
@@ -10,7 +11,7 @@ from penstock.worlds.facts import FactsWorld
 from penstock.worlds.library import heldout_text
 
 
-class _Texts:
+class _Texts(ABC):
     """A source over texts."""
 
     is_endless = True
@@ -19,8 +20,9 @@ class _Texts:
         self.name = name
         self.notes: list[str] = []
 
+    @abstractmethod
     def texts(self) -> Iterable[str]:
-        raise NotImplementedError
+        """The texts, without end."""
 
     def pieces(self, size: int) -> Iterator[bytes]:
         for text in self.texts():

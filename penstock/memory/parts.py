@@ -11,6 +11,7 @@ references.  A state is a dictionary of tensors, `Entries`, `Vector`s, and store
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -171,7 +172,7 @@ class Additive:
     out: Tensor
 
 
-class Part:
+class Part(ABC):
     """A segment that can stand in any cascade.  Subclasses are frozen dataclasses: declarations, compared by value.
 
     The default part keeps `Entries` under the name "held" and lets every query read all of them.
@@ -187,15 +188,15 @@ class Part:
     # -- what a declaration says --------------------------------------------------------------------------------
 
     @property
+    @abstractmethod
     def entries(self) -> int | None:
         """How many entries a query may read here; None when that grows."""
-        raise NotImplementedError
 
     def nbytes(self, place: Place) -> int | None:
         """Bytes of a full state on the device, side tables included; None when it grows."""
         return None if self.entries is None else self.entries * place.entry_bytes(biased=self.biased)
 
-    def check(self, place: Place) -> None:
+    def check(self, place: Place) -> None:  # noqa: B027  # most parts work everywhere
         """Raise CompositionError when the part cannot work there (no rotary keys, too few heads, ...)."""
 
     # -- what it does -------------------------------------------------------------------------------------------
@@ -208,9 +209,9 @@ class Part:
         """The state before the first entry."""
         return {"held": place.none(biased=self.biased, turned=self.is_turned(place))}
 
+    @abstractmethod
     def admit(self, state: State, arriving: Entries, unit: Unit, place: Place) -> tuple[State, Entries | None]:
         """Take raw entries in stream order; return the new state and what it gives up (raw, oldest first)."""
-        raise NotImplementedError
 
     def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Readable | Additive]:
         """What the queries read."""

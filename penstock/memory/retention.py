@@ -9,6 +9,7 @@ entry stays.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -91,9 +92,9 @@ class Retained(Part):
         """What changes in the state with a unit, besides "held"; a carried score has one number per entry of `both`."""
         return {}
 
+    @abstractmethod
     def score(self, state: State, unit: Unit, place: Place) -> Tensor:
         """[H, T]: the highest stay.  Computed from floats, it goes through `coarse`."""
-        raise NotImplementedError
 
     def chosen(self, state: State, unit: Unit, place: Place) -> Tensor:
         """[H, stays] int64, ascending: which entries stay."""

@@ -11,6 +11,7 @@ Boxes of 64 consecutive blocks make the search cheap: the best groups by their b
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from penstock.errors import UsageError
 GROUP = 64  # blocks of a coarse box
 
 
-class Selector:
+class Selector(ABC):
     """How blocks are summed up and scored.  Subclasses are frozen dataclasses: declarations, compared by value."""
 
     def rows(self, block: int) -> int:
@@ -40,9 +41,9 @@ class Selector:
         """Queries [H, g, C, D] in the channels of the summaries."""
         return query
 
+    @abstractmethod
     def summary(self, key: Tensor, query: Tensor, table: Tensor | None) -> Tensor:
         """[H, r, D'] of a block's raw keys [H, B, D]; `query` [H, g, U, D] are those of the unit in which it closed."""
-        raise NotImplementedError
 
     def score(self, summary: Tensor, query: Tensor) -> Tensor:
         """[H, g, C, n] float32 of projected queries [H, g, C, D'] with summaries [n, H, r, D']: a block's best."""

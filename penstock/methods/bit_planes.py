@@ -29,9 +29,8 @@ class BitPlanes(Method):
     differs: ClassVar[str] = "only the number format, for stored keys and values; no kernels, so nothing is faster"
     slots: ClassVar[tuple[str, ...]] = ("segments", "positions", "codec")
     claims: ClassVar[frozenset[str]] = frozenset(LAWS) - {"grows"}
-    rounds: ClassVar[bool] = (
-        True  # a number on a border of two codes takes either, by the last bit of the model's kernels
-    )
+    # A number on a border of two codes takes either, by the last bit of the model's kernels.
+    rounds: ClassVar[bool] = True
 
     sinks: int = 4
     full: int = 64

@@ -32,9 +32,8 @@ class KSort(Method):
     )
     slots: ClassVar[tuple[str, ...]] = ("segments", "positions", "codec")
     claims: ClassVar[frozenset[str]] = frozenset(LAWS) - {"grows"}
-    rounds: ClassVar[bool] = (
-        True  # a number on a border of two codes takes either, by the last bit of the model's kernels
-    )
+    # A number on a border of two codes takes either, by the last bit of the model's kernels.
+    rounds: ClassVar[bool] = True
 
     sinks: int = 4
     full: int = 64

@@ -10,7 +10,6 @@ from penstock.memory import Cascade, Sinks
 from penstock.memory.retention import (
     HeavyHitters,
     LowestNorms,
-    Retained,
     Sample,
     beside_sinks,
     best,
@@ -53,11 +52,11 @@ def test_drawn_numbers_are_uniform_and_of_their_seed(seed: int) -> None:
 
 
 def test_declarations() -> None:
-    assert Retained(8).stays == 8
-    assert Retained(8, 2, 5).stays == 5
+    assert LowestNorms(8).stays == 8
+    assert LowestNorms(8, 2, 5).stays == 5
     for size, recent, after in ((0, 0, None), (4, 5, None), (8, 3, 2), (8, 0, 9)):
         with pytest.raises(BudgetError, match="raise the budget, or keep fewer recent"):
-            Retained(size, recent, after)
+            LowestNorms(size, recent, after)
     for unit in (0, 3, 128):
         with pytest.raises(CompositionError, match="choose a power of two up to 64"):
             check_unit(unit)

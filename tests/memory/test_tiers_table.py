@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -51,7 +51,17 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAGE", 4)
 
 
+CUT_AMONG_THE_GONE = [
+    ("append", 0, 0.0),
+    ("append", 0, 1.0),
+    ("lose", 0, 1.0),
+    ("append", 0, 0.0),
+    ("truncate", 0, 0.25),
+]
+
+
 @given(OPS)
+@example(CUT_AMONG_THE_GONE)  # once an IndexError: the page that the cut fell in was no longer listed
 def test_tables_are_lists_that_share_their_entries(ops: list[tuple[str, int, float]]) -> None:
     module.PAGE = 4  # type: ignore[misc]  # hypothesis enters the fixture once for all examples
     blocks = Counting()

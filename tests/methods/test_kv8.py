@@ -10,7 +10,7 @@ from penstock.memory import Sinks
 from penstock.memory.codec import Int8
 from penstock.memory.coded import Coded
 from penstock.methods import parse
-from penstock.methods.kv8 import KV8
+from penstock.methods.kv4 import KV8
 from penstock.testing import tiny_tokens
 
 from .running import Running

@@ -116,7 +116,7 @@ class Table:
         self._oldest = min(self._oldest, count)
         keep = max(0, -(-count // PAGE) - self.first)
         left, self.pages = self.pages[keep:], self.pages[:keep]
-        self.first = min(self.first, count // PAGE)
+        self._reopen()
         for page in left:
             if page is not None:
                 page.users.discard(self)
@@ -128,8 +128,9 @@ class Table:
         """A table that shares the first `count` ids."""
         other = Table(self.blocks)
         other.count, other._oldest = count, min(self._oldest, count)
-        other.first = min(self.first, count // PAGE)
+        other.first = self.first
         other.pages = self.pages[: max(0, -(-count // PAGE) - self.first)]
+        other._reopen()
         for page in other.live():
             page.users.add(other)
         return other
@@ -164,6 +165,12 @@ class Table:
             loose = page.held(reach)
             page.used = reach
             self.blocks.release(loose)
+
+    def _reopen(self) -> None:
+        """After a cut among pages that are gone: list the last one again, for the entries before the cut."""
+        if self.first > self.count // PAGE:
+            self.first, rest = divmod(self.count, PAGE)
+            self.pages = [None] if rest else []
 
     def _sweep(self) -> None:
         """Let go of pages whose blocks are all gone; done once per page of appends, so it costs little per block."""

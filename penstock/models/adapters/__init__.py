@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class Seat:
     alibi: Alibi | None = None  # the bias of all layers, as seen in a pass
 
 
-class Replacement:
+class Replacement(ABC):
     """The common part of adapters: subclasses name the layer class and give its forward.
 
     `attend(module, seat, *args, **kwargs)` takes what the layer's forward takes and gives what it gives.
@@ -67,9 +68,9 @@ class Replacement:
         return own(*args, **kwargs) if seat.step is None else attend(module, seat, *args, **kwargs)
 
     @staticmethod
+    @abstractmethod
     def attend(module: nn.Module, seat: Seat, *args: Any, **kwargs: Any) -> Any:
         """The layer's forward with a step."""
-        raise NotImplementedError
 
     @contextmanager
     def use(self, step: Any) -> Iterator[None]:
