@@ -14,6 +14,8 @@ from decimal import Decimal
 from enum import IntEnum, StrEnum
 from typing import Any, Protocol
 
+import numpy as np
+
 from penstock.errors import BudgetError
 
 
@@ -37,6 +39,15 @@ class Chunk:
     t0: float = 0.0  # (source)
     t1: float = 0.0  # (source)
     index: int = 0  # (source)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One picture of a video stream."""
+
+    image: np.ndarray  # (source) uint8 [height, width, 3], RGB
+    t: float  # (source) seconds of stream time
+    index: int  # (source) counts the frames of one stream from 0
 
 
 @dataclass(frozen=True, slots=True)
