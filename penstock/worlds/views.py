@@ -4,6 +4,7 @@ A row is token ids and a weight per token (the loss of predicting that token is 
 
     stream      a contiguous piece of the facts world, questions in between
     scattered   [BOS and the first tokens] + far blocks of 16 to 64 tokens + the recent window, then questions
+    lookalikes  statements that are easily confused, close together, then questions (`penstock.worlds.lookalikes`)
     copy        segments of noise that come twice; only the second time can be predicted
     text        a contiguous piece of library text
 """
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from penstock.worlds import lookalikes
 from penstock.worlds.facts import Fact, FactsWorld
 from penstock.worlds.tokenizer import BOS_ID, VOCABULARY
 
@@ -147,7 +149,32 @@ class Rows:
             weights += asked.weights
             if len(ids) >= self.length:
                 break
-        while len(ids) < self.length:  # nothing left to ask: the stream goes on
+        return self._filled(ids, weights, rng)
+
+    def lookalikes(self, rng: random.Random, sinks: bool = True) -> Row:
+        """Blocks, or a stream, full of statements that are easily confused, then questions about those in view."""
+        count = lookalikes.num_questions(self.length, rng)
+        room = self.length - 12 * count - sinks
+        said, self.next_passage = lookalikes.say(self.encode, self.world, self.next_passage, max(3, room // 10), rng)
+        if rng.random() < 0.6:
+            first = rng.choice((4, 8, 16, 32)) if sinks else 0
+            ids, whole = lookalikes.packed(said, rng.choice((12, 16, 16, 16, 24, 32)), first, room, rng)
+        else:
+            ids, whole = lookalikes.contiguous(said, room)
+            ids = [BOS_ID] * sinks + ids
+        weights = [self.other_weight] * len(ids)
+        rng.shuffle(whole)
+        for fact in whole:
+            asked = self._question(fact)
+            ids += asked.ids
+            weights += asked.weights
+            if len(ids) >= self.length:
+                break
+        return self._filled(ids, weights, rng)
+
+    def _filled(self, ids: list[int], weights: list[float], rng: random.Random) -> Row:
+        """Nothing left to ask: the stream goes on."""
+        while len(ids) < self.length:
             more = Stream()
             self.extend(more, rng)
             ids += more.ids

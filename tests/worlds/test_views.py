@@ -34,13 +34,14 @@ def test_every_kind_of_row_has_its_length(tokenizer: Tokenizer, length: int) -> 
     ]
     if length > 100:
         kinds += [lambda: rows.scattered(rng), lambda: rows.scattered(rng, sinks=False)]
+    kinds += [lambda: rows.lookalikes(rng), lambda: rows.lookalikes(rng, sinks=False)]
     for kind in kinds:
         for _ in range(20):
             row = kind()
             assert len(row.ids) == len(row.weights) == length
 
 
-@pytest.mark.parametrize("kind", ["stream", "scattered"])
+@pytest.mark.parametrize("kind", ["stream", "scattered", "lookalikes"])
 def test_what_is_asked_was_stated_whole_earlier_in_the_row(tokenizer: Tokenizer, kind: str) -> None:
     rng, rows = random.Random(1), _rows(tokenizer, 257)
     asked = 0
