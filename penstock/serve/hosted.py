@@ -17,10 +17,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from penstock.errors import PenstockError
+from penstock.serve.asked import Asked, Deliver, Finished
 from penstock.serve.folder import Folder
 from penstock.serve.journal import Record
 from penstock.serve.refusal import Refusal
@@ -28,42 +28,6 @@ from penstock.serve.tally import Tally
 
 PATIENCE = 60.0  # seconds that truncate waits for pending input
 COMPACT = 8 << 20  # bytes of journal after which a snapshot is worth its cost
-
-
-@dataclass(frozen=True)
-class Finished:
-    """An answer is over, and durable: `reason` is stop, length or cancelled."""
-
-    reason: str
-    question_tokens: int
-    tokens: int
-
-
-Deliver = Callable[[str | Finished | BaseException], None]
-
-
-class Asked:
-    """An answer under way; its pieces go to `deliver` until somebody lets go of it."""
-
-    def __init__(self, deliver: Deliver | None) -> None:
-        self.deliver = deliver
-        self.answer: Any = None
-
-    def cancel(self) -> None:
-        """End it where it is; nobody listens any more."""
-        self.deliver = None
-        self.end()
-
-    def end(self) -> None:
-        """End it where it is: the stream keeps what was put out."""
-        if self.answer is not None:
-            self.answer.cancel()
-
-    def tell(self, event: str | Finished | BaseException) -> None:
-        """Hand something to the reader, if there still is one."""
-        deliver = self.deliver
-        if deliver is not None:
-            deliver(event)
 
 
 class Hosted:
@@ -117,8 +81,8 @@ class Hosted:
             head = {"question": question, "raw": raw, "sampling": sampling}
             record = self._write("ask", head, b"", before)
             asked = self.asked[record.number] = Asked(deliver)
-            self._guarded(lambda: setattr(asked, "answer", self.stream.ask(question, raw=raw, **sampling)))
-        threading.Thread(target=self._pump, args=(record.number, asked), name=f"ask-{self.id}", daemon=True).start()
+            self._guarded(lambda: asked.take(self.stream.ask(question, raw=raw, **sampling)))
+        threading.Thread(target=self.pump, args=(record.number, asked), name=f"ask-{self.id}", daemon=True).start()
         return asked
 
     def ask_aside(self, question: str | None, raw: bool, sampling: dict[str, Any], deliver: Deliver) -> Asked:
@@ -130,8 +94,8 @@ class Hosted:
 
         def run() -> None:
             try:
-                asked.answer = branch.ask(question, raw=raw, **sampling)
-                finished = self._read(asked)
+                asked.take(branch.ask(question, raw=raw, **sampling))
+                finished = asked.read()
             except BaseException as error:
                 asked.tell(error)
             else:
@@ -142,14 +106,14 @@ class Hosted:
         threading.Thread(target=run, name=f"ask-{self.id}-aside", daemon=True).start()
         return asked
 
-    def _pump(self, number: int, asked: Asked, before: int | None = None) -> None:
+    def pump(self, number: int, asked: Asked, before: int | None = None) -> None:
         """Read an answer to its end, make it durable, then say so.
 
         What it left in the stream is what the count lacks; in a replay, what came since there were `before` tokens.
         """
         event: Finished | BaseException
         try:
-            event = self._read(asked)
+            event = asked.read()
         except BaseException as error:
             event = error
         with self.lock:
@@ -164,12 +128,6 @@ class Hosted:
             self.asked.pop(number, None)
             self.changed.notify_all()
         asked.tell(event)
-
-    def _read(self, asked: Asked) -> Finished:
-        answer = asked.answer
-        for piece in answer:
-            asked.tell(piece)
-        return Finished(str(answer.finish), answer.question_tokens, answer.tokens)
 
     def truncate(self, tokens: int) -> None:
         """Keep the first `tokens`; waits until pending input is read."""
@@ -228,60 +186,6 @@ class Hosted:
                 if delete:
                     self.folder.delete()
             self.changed.notify_all()
-
-    # -- waking -------------------------------------------------------------------------------------------------
-
-    def wake(self) -> None:
-        """Make the stream: the snapshot, then the records behind it, in order."""
-        try:
-            snapshot = self.folder.snapshot if self.folder is not None else None
-            self.stream = self.engine.open(self.id) if snapshot is None else self.engine.resume(snapshot, self.id)
-            while True:
-                with self.lock:
-                    if not self.backlog or self.is_closed:
-                        self.is_live = not self.is_closed
-                        self.changed.notify_all()
-                        return
-                    record = self.backlog.popleft()
-                self._replay(record)
-        except BaseException as error:
-            with self.lock:
-                self.failure = error
-                self.changed.notify_all()
-
-    def _replay(self, record: Record) -> None:
-        if record.kind == "append":
-            if self.stream.status().bytes_pending > COMPACT:
-                self.stream.drained(None)
-            self.stream.append(record.payload)
-        elif record.kind == "truncate":
-            self.stream.drained(None)
-            self.stream.truncate(record.head["to"])
-        elif record.kind == "ask":
-            self._replay_ask(record)
-
-    def _replay_ask(self, record: Record) -> None:
-        known, sampling = self.answers.pop(record.number, None), record.head["sampling"]
-        is_cut = known is not None and known["finish"] == "cancelled"
-        if known is not None and is_cut:
-            sampling = {**sampling, "max_new": max(1, known["kept"]), "stop": ()}
-        asked = Asked(None)
-        with self.engine.between_steps():
-            asked.answer = self.stream.ask(record.head["question"], raw=record.head["raw"], **sampling)
-            if known is not None and is_cut and not known["kept"]:
-                asked.answer.cancel()  # before it begins: the question stays, unanswered
-            before = self.stream.status().tokens
-        if known is None:
-            with self.lock:
-                self.asked[record.number] = asked
-            self._pump(record.number, asked, before)
-            return
-        self._read(asked)
-        kept = self.stream.status().tokens - before
-        if kept != known["kept"]:
-            with self.lock:
-                self.differing += 1
-                self.tally.answer(kept - known["kept"])
 
     # -- checks -------------------------------------------------------------------------------------------------
 

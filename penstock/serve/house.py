@@ -17,6 +17,7 @@ from penstock.errors import OutputError, PenstockError, SnapshotError, UsageErro
 from penstock.serve.folder import Folder
 from penstock.serve.hosted import Hosted
 from penstock.serve.refusal import Refusal
+from penstock.serve.replay import wake
 from penstock.serve.tally import Tally
 
 
@@ -94,7 +95,7 @@ class House:
                 return
             hosted.is_waking = True
         with contextlib.suppress(RuntimeError):  # the server is ending: the next one wakes it
-            self._wakers.submit(hosted.wake)
+            self._wakers.submit(wake, hosted)
 
     # -- sessions -----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from penstock.serve.access import Access, Caller
-from penstock.serve.hosted import Asked, Deliver, Finished
+from penstock.serve.asked import Asked, Deliver, Finished
 from penstock.serve.house import House
 from penstock.serve.metrics import Metrics
 from penstock.serve.refusal import Refusal, refusal_of, stopping

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from penstock.serve.asked import Asked, Deliver, Finished
 from penstock.serve.chunks import DONE, Shape, event
-from penstock.serve.hosted import Asked, Deliver, Finished
 from penstock.serve.http import events, log, server_of, unless_gone
 from penstock.serve.prompt import behind_beginning
 from penstock.serve.refusal import refusal_of
@@ -44,12 +44,9 @@ def once(engine: Any, prompt: Sequence[int], sampling: dict[str, Any]) -> Start:
             try:
                 stream = engine.open()
                 stream.append(behind_beginning(engine.model.tokenizer, prompt))
-                asked.answer = answer = stream.ask(None, raw=True, **sampling)
-                if asked.deliver is None:  # the reader has left already
-                    answer.cancel()
-                for piece in answer:
-                    asked.tell(piece)
-                asked.tell(Finished(str(answer.finish), len(prompt), answer.tokens))
+                asked.take(stream.ask(None, raw=True, **sampling))
+                finished = asked.read()
+                asked.tell(Finished(finished.reason, len(prompt), finished.tokens))
             except BaseException as error:
                 asked.tell(error)
             finally:

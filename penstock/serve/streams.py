@@ -13,9 +13,10 @@ from weakref import WeakKeyDictionary
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from penstock.serve.asked import Asked, Deliver
 from penstock.serve.bodies import BadLine, decoder_for
 from penstock.serve.chunks import Chat
-from penstock.serve.hosted import Asked, Deliver, Hosted
+from penstock.serve.hosted import Hosted
 from penstock.serve.http import caller_of, json_body, server_of
 from penstock.serve.refusal import Refusal, refusal_of, stopping
 from penstock.serve.replies import respond, sampling_of
