@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from penstock.client import AsyncClient, Client
 from penstock.core import Budget, Chunk
 from penstock.errors import PenstockError
 from penstock.models.load import Model, load
@@ -40,8 +41,10 @@ def open(
 
 
 __all__ = [
+    "AsyncClient",
     "Budget",
     "Chunk",
+    "Client",
     "Evicted",
     "Mark",
     "Model",

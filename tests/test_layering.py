@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "penstock"
 BASE = {"core", "errors", "cost"}
 SLOTS = {"memory", "stages", "reducers", "triggers", "rollout"}
 SESSION = {"cache", "session", "reply", "snapshot", "log", "meter", "spans", "engine"}
-TOP = {"io", "serve", "cli", "testing", "worlds"}
+TOP = {"aio", "client", "io", "serve", "cli", "testing", "worlds"}
 
 # room -> rooms that it may import (itself always)
 ALLOWED: dict[str, set[str]] = {
@@ -30,10 +30,12 @@ ALLOWED: dict[str, set[str]] = {
     **{part: BASE | SLOTS | SESSION | {"methods", "models"} for part in SESSION},
     "io": BASE | {"models", "worlds"},
     "worlds": {"core", "errors", "models"},  # models: the training of the tiny ones
-    "testing": BASE,
+    "aio": BASE | SESSION | {"methods", "models"},
+    "client": {"errors"},
+    "testing": BASE | SESSION | {"models", "serve", "client"},
     "compare": BASE | SLOTS | SESSION | {"methods", "models", "io", "worlds"},
     "serve": BASE | SLOTS | SESSION | {"methods", "models", "io"},
-    "cli": BASE | SLOTS | SESSION | {"methods", "models", "io", "compare", "serve", "worlds", "testing"},
+    "cli": BASE | SLOTS | SESSION | {"methods", "models", "io", "compare", "serve", "worlds", "testing", "client"},
 }
 
 

@@ -40,6 +40,7 @@ class ServeOptions(Common):
         "at most 4096]", "N",
     )  # fmt: skip
     requests: int | None = option(None, "Requests a minute of one caller at most.  [default: any number]", "N")
+    measure: bool = option(False, "Measure the loss of all that is read, at the price of its logits.")
     device: str = option("cpu", "Where to run: cpu, cuda, mps, ...", "D")
     dtype: str | None = option(None, "float32, bfloat16 or float16.  [default: as the model is stored]", "T")
 
@@ -77,7 +78,7 @@ def serve(options: ServeOptions) -> int | None:
     if model.tokenizer is None:
         raise InputError(f"{model.name} has no tokenizer: text cannot be served with it.")
     attic = None if options.state is None else options.state / "attic"
-    engine = Engine(model, options.memory, options.budget, folder=attic).run()
+    engine = Engine(model, options.memory, options.budget, folder=attic, measure=options.measure).run()
     try:
         limits = Limits(requests=options.requests)
         access = Access(tokens, options.requests, is_local)

@@ -50,6 +50,7 @@ class Status:
     loss: float | None  # nats per token of the newest step, where the engine measures
     place: Place
     answering: int = 0  # answers under way or queued
+    seconds: float = 0.0  # of the model's time: its share, by tokens, of each step since it was opened
     counters: dict[str, int] = field(default_factory=dict)  # bytes_dropped, refused, coarsened, waits, answers, ...
 
 

@@ -201,7 +201,8 @@ class EngineSession:
             counters = {**inbox.counters, "bytes_dropped": inbox.dropped, "bytes_read": inbox.read}
             return Status(
                 self.id, self.tokens, self.core.tokens, inbox.pending, size, inbox.lag_ms(now),
-                self.core.meter.recent_nll, self.place, len(inbox.questions) + (self.speaking is not None), counters,
+                self.core.meter.recent_nll, self.place, len(inbox.questions) + (self.speaking is not None),
+                self.core.meter.seconds, counters,
             )  # fmt: skip
 
     def candidate(self, quantum: int) -> Candidate:

@@ -22,7 +22,8 @@ from penstock.core import Clock, RealClock
 from penstock.errors import InputError
 from penstock.serve.refusal import Refusal
 
-OPEN = frozenset({"/health"})  # needs no token
+OPEN = frozenset({"/", "/console", "/health"})  # need no token
+OPEN_BELOW = "/console/"  # the files of the page
 _KNOWN = 10_000  # callers whose rate is remembered
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -59,13 +60,14 @@ def read_tokens(path: Path) -> dict[bytes, Caller]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the tokens in {path} cannot be read ({error}): give a text file.") from None
-    callers = _callers(lines, str(path))
+    callers = callers_of(lines, str(path))
     if not callers:
         raise InputError(f"{path} has no tokens: write one per line.")
     return callers
 
 
-def _callers(lines: Iterable[str], where: str) -> dict[bytes, Caller]:
+def callers_of(lines: Iterable[str], where: str) -> dict[bytes, Caller]:
+    """Callers by the hash of their token; `where` names the lines in an InputError."""
     found: dict[bytes, Caller] = {}
     for number, line in enumerate(lines, 1):
         token, *settings = line.partition("#")[0].split() or [""]
@@ -101,7 +103,7 @@ class Access:
     def admit(self, path: str, headers: Mapping[str, str], address: str) -> Caller:
         """The caller, or a Refusal: a foreign page (403), no valid token (401), too many requests (429)."""
         self._check_origin(headers)
-        if path in OPEN:
+        if path in OPEN or path.startswith(OPEN_BELOW):
             return Caller()
         caller = self._caller(headers)
         rate = caller.requests or self.requests

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.serve import openai, streams
 from penstock.serve.access import Access
+from penstock.serve.console import console_routes
 from penstock.serve.house import House
 from penstock.serve.http import Endpoint, Limits, Server, guarded, refused, server_of
 from penstock.serve.metrics import Metrics
@@ -105,7 +106,8 @@ def _routes() -> list[Route]:
         (f"{one}/truncate", "POST", streams.truncate),
         (f"{one}/save", "POST", streams.save),
     ]
-    return [Route(path, guarded(endpoint), methods=methods.split()) for path, methods, endpoint in table]
+    served = [Route(path, guarded(endpoint), methods=methods.split()) for path, methods, endpoint in table]
+    return [*served, *console_routes()]
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""Tiny models of every tested family, for our tests and for those of people who add a method.
+"""Tiny models of every tested family, with random weights.
 
 The models have random weights of a size that makes attention uneven and logits of order one, so that a wrong window, a
 wrong position or a lost entry shows.  They are the same for the same seed whatever the version of transformers, and no
@@ -285,6 +285,3 @@ def tiny_tokens(count: int, seed: int = 0) -> Tensor:
     """[count] int64 random tokens of the tiny vocabulary, none of them special."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (count,), generator=generator)
-
-
-__all__ = ["LEARNED", "SLIDING", "VOCABULARY", "families", "randomise", "tiny_config", "tiny_model", "tiny_tokens"]

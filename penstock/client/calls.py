@@ -1,0 +1,157 @@
+"""What both clients say and how they read what they are told.  Free of I/O."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from penstock.client.failures import Refused, refused
+from penstock.client.records import Usage
+from penstock.errors import InputError, UsageError
+
+DEFAULT_URL = "http://127.0.0.1:8321"
+PIECE = 1 << 16  # bytes of an upload that are sent at once
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_PATIENCE = 10.0  # seconds that a retry waits at most
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request.  `is_safe`: it may be sent again though the server may have done it already."""
+
+    method: str
+    path: str
+    body: dict[str, Any] | None = None
+    is_safe: bool = False
+
+
+@dataclass(frozen=True)
+class Where:
+    """A server and who asks it."""
+
+    url: str
+    token: str | None
+    is_loopback: bool
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.token is None else {"authorization": f"Bearer {self.token}"}
+
+
+def where(url: str | None, token: str | None) -> Where:
+    """From arguments or the environment (PENSTOCK_URL, PENSTOCK_TOKEN); raises UsageError."""
+    url = url or os.environ.get("PENSTOCK_URL") or DEFAULT_URL
+    token = token or os.environ.get("PENSTOCK_TOKEN") or None
+    if "://" not in url:
+        url = f"http://{url}"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise UsageError(f"{url} is not a URL: give one like {DEFAULT_URL}.") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"{url} is not the URL of a server: give one like {DEFAULT_URL}.")
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise UsageError("the token has characters that a header cannot carry: check it.")
+    base = url.partition("?")[0].partition("#")[0].rstrip("/").removesuffix("/v1")
+    return Where(base, token, parts.hostname in _LOOPBACK)
+
+
+def path_of(id: str, what: str = "") -> str:
+    """The path of a session."""
+    if not id or id in (".", ".."):
+        raise UsageError(f"a session cannot be called {id!r}: give its id.")
+    return f"/v1/sessions/{quote(id, safe='')}{what}"
+
+
+def create_call(id: str | None) -> Call:
+    return Call("POST", "/v1/sessions", {} if id is None else {"id": id})
+
+
+def ask_call(
+    id: str, question: str | None, *, raw: bool, remember: bool, max_tokens: int | None, temperature: float | None,
+    top_p: float | None, top_k: int | None, stop: str | Sequence[str] | None, seed: int | None,
+) -> Call:  # fmt: skip
+    """A question; what is None is left to the server."""
+    given: dict[str, Any] = {
+        "question": question, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+        "seed": seed, "stop": stop if stop is None or isinstance(stop, str) else list(stop),
+    }  # fmt: skip
+    body = {name: value for name, value in given.items() if value is not None}
+    if raw:
+        body["raw"] = True
+    if not remember:
+        body["remember"] = False
+    return Call("POST", path_of(id, "/ask"), {**body, "stream": True, "stream_options": {"include_usage": True}})
+
+
+def encoded(part: str | bytes) -> bytes:
+    """Text as it travels; raises InputError for what is not text."""
+    if isinstance(part, str):
+        try:
+            return part.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                "the text has half a character (a lone surrogate): decode it with errors='replace'."
+            ) from None
+    if isinstance(part, (bytes, bytearray, memoryview)):
+        return bytes(part)
+    raise UsageError(f"a {type(part).__name__} cannot be appended: give str, bytes or chunks of them.")
+
+
+def pieces(part: str | bytes) -> Iterator[bytes]:
+    """A chunk of an upload, as it is sent."""
+    whole = encoded(part)
+    return (whole[at : at + PIECE] for at in range(0, len(whole), PIECE))
+
+
+def pause(tried: int, failure: Exception, call: Call, was_sent: bool) -> float | None:
+    """Seconds until a call may be sent again; None when it may not.
+
+    Sent again is what surely was not done (nobody listened, or the server refused it for now), and what may be done
+    twice.
+    """
+    if isinstance(failure, Refused):
+        if failure.code not in ("rate_limit_exceeded", "draining", "overloaded", "restoring"):
+            return None
+        wait = failure.retry_after or 0.25 * 2**tried
+        return wait if wait <= _PATIENCE else None
+    return 0.25 * 2**tried if call.is_safe or not was_sent else None
+
+
+class Reader:
+    """Events of one answer: bytes in, pieces of text out.  Lines end with a line feed and nothing else."""
+
+    def __init__(self) -> None:
+        self.finish: str | None = None
+        self.usage: Usage | None = None
+        self.is_over = False
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[str]:
+        """Pieces that became whole; raises Refused when the server tells of a failure."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [piece for line in lines if (piece := self._line(line.rstrip(b"\r")))]
+
+    def _line(self, line: bytes) -> str:
+        if not line.startswith(b"data:"):
+            return ""
+        payload = line[5:].strip()
+        if payload == b"[DONE]":
+            self.is_over = True
+            return ""
+        document = json.loads(payload)
+        if "error" in document:
+            self.is_over = True
+            raise refused(500, document)
+        if document.get("usage"):
+            self.usage = Usage.of(document["usage"])
+        text = ""
+        for choice in document.get("choices", []):
+            self.finish = choice.get("finish_reason") or self.finish
+            text += choice.get("delta", {}).get("content") or ""
+        return text
