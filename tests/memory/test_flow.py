@@ -72,6 +72,7 @@ CASES = [
     Case(Split(), "llama"),
     Case(Split("contiguous"), "llama"),
 ]
+SHAPES = {"naive", "exact_when_large", "chunk_invariant"}  # what positions, encodings and placement may break
 TABLE = [
     pytest.param(
         case, law, id=f"{law}-{type(case.method).__name__}-{getattr(case.method, 'positions', '')}-{case.family}"
@@ -79,6 +80,7 @@ TABLE = [
     for case in CASES
     for law in ("naive", *sorted(case.method.claims))
     if not (isinstance(case.method, Split) and law in ("exact_when_large",))
+    if law in SHAPES or (case.family == "llama" and case.method.positions == "clamped")
     if law != "resumable"  # needs a registered method; `test_saved_and_loaded` holds it
 ]
 
