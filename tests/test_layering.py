@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "penstock"
 
-BASE = {"core", "errors", "cost"}
+BASE = {"core", "errors", "cost", "registry"}
 SLOTS = {"memory", "stages", "reducers", "triggers", "rollout"}
 SESSION = {"cache", "session", "reply", "snapshot", "log", "meter", "spans", "engine"}
 TOP = {"aio", "client", "io", "serve", "cli", "testing", "worlds"}
@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "core": {"errors"},
     "errors": set(),
     "cost": {"core", "errors"},
+    "registry": {"errors"},
     **dict.fromkeys(SLOTS, BASE),
     "methods": BASE | SLOTS,
     "models": BASE | SLOTS,

@@ -1,0 +1,49 @@
+"""What a trigger is: a rule that says, after every frame, whether now is a moment to speak.
+
+Triggers are values; `step(state, signs)` returns the next state and the decision.  They look at `Signs` only, and say
+in `needs` which of them must be there, so that nothing is computed that nobody asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from penstock.errors import InputError
+from penstock.registry import Named
+
+Sign = Literal["change", "silence", "perplexity"]
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What is known after a frame; None where it was not measured."""
+
+    t: float  # seconds of stream time
+    change: float | None = None  # share of the frame's tokens that were new, 0 to 1
+    silence: float | None = None  # probability of the token that means silence
+    prefers_silence: bool = True  # whether that token is the likeliest
+    perplexity: float | None = None  # of the last answer, read again behind this frame
+    spoke: bool = False  # an answer was given behind the frame before; its perplexity then was `answered`
+    answered: float | None = None
+
+
+class Trigger(Named):
+    """Base of all triggers."""
+
+    needs: ClassVar[frozenset[Sign]] = frozenset()
+
+    def start(self) -> Any:
+        """The state at the beginning of a stream."""
+        return ()
+
+    def step(self, state: Any, signs: Signs) -> tuple[Any, bool]:
+        """The next state, and whether to speak."""
+        raise NotImplementedError
+
+    def sign(self, signs: Signs, name: Sign) -> float:
+        """A sign that this trigger needs."""
+        value: float | None = getattr(signs, name)
+        if value is None:
+            raise InputError(f"the trigger {self.name} needs {name}, which was not measured: choose every or change.")
+        return value
