@@ -1,15 +1,15 @@
 // What the plots show: samples of each session since the page was opened, in bounded space.
 const MOST = 300; // samples of one session
-export const SERIES = ["memory", "latency", "lag", "loss"];
 
 const kept = new Map();
 
 function sample(now, session, before) {
-  const out = { at: now, memory: session.memory_bytes, lag: session.lag_ms, latency: null, loss: session.loss ?? null };
+  const out = { at: now, memory: session.memory_bytes, lag: session.lag_ms, latency: null, loss: session.loss ?? null, rate: 0 };
   const tokens = before === null ? 0 : session.tokens_ingested - before.tokens;
   if (session.seconds !== undefined && tokens > 0 && session.seconds > before.seconds) {
     out.latency = ((session.seconds - before.seconds) * 1000) / tokens;
   }
+  if (tokens > 0 && now > before.at) out.rate = (tokens * 1000) / (now - before.at);
   if (tokens === 0 && before !== null) out.loss = null; // nothing was read: the old loss is not measured again
   return out;
 }
@@ -27,6 +27,7 @@ export function note(sessions, now) {
     mine.samples.push(sample(now, session, mine.isFirst ? null : mine));
     if (mine.samples.length > MOST) mine.samples.shift();
     mine.isFirst = false;
+    mine.at = now;
     mine.tokens = session.tokens_ingested;
     mine.seconds = session.seconds ?? 0;
   }
@@ -34,10 +35,3 @@ export function note(sessions, now) {
 }
 
 export const samplesOf = (id) => kept.get(id)?.samples ?? [];
-
-/** The newest value of a series that was measured. */
-export function newest(id, series) {
-  const samples = samplesOf(id);
-  for (let i = samples.length - 1; i >= 0; i -= 1) if (samples[i][series] !== null) return samples[i][series];
-  return null;
-}

@@ -1,7 +1,8 @@
 // Line plots over the last minutes, in SVG: colours come from the style sheet, so light and dark are free.
 import { h, s, say } from "./dom.js";
 
-export const SPAN = 5 * 60 * 1000; // milliseconds shown
+const MINUTE = 60 * 1000;
+const SPANS = [MINUTE / 2, MINUTE, 2 * MINUTE, 5 * MINUTE]; // milliseconds shown: the shortest that holds all
 const LEFT = 44, RIGHT = 6, TOP = 6, BOTTOM = 18;
 
 /** Round numbers from 0 to above `most`, about three steps. */
@@ -15,6 +16,8 @@ export function ticks(most, base = 10) {
   while (out.at(-1) < most * 0.999) out.push(out.at(-1) + step);
   return out;
 }
+
+const short = (label) => label.replace(/\.0+(?= |$)/, "");
 
 /** A sparkline of the newest values, 64 by 20. */
 export function spark() {
@@ -46,18 +49,20 @@ export function plot({ series, title, unit, base, none }) {
 
   function render(samples, now) {
     const width = svg.clientWidth || 240, height = svg.clientHeight || 128;
-    const known = samples.filter((sample) => sample[series] !== null && now - sample.at <= SPAN);
+    const age = samples.length ? now - samples[0].at : 0;
+    const span = SPANS.find((each) => each >= age) ?? SPANS.at(-1);
+    const known = samples.filter((sample) => sample[series] !== null && now - sample.at <= span);
     const most = known.reduce((top, sample) => Math.max(top, sample[series]), 0);
     const scale = ticks(most, base);
-    const x = (time) => LEFT + (width - LEFT - RIGHT) * (1 - (now - time) / SPAN);
+    const x = (time) => LEFT + (width - LEFT - RIGHT) * (1 - (now - time) / span);
     const y = (amount) => TOP + (height - TOP - BOTTOM) * (1 - amount / scale.at(-1));
     const parts = [];
     for (const tick of scale) {
       const level = Math.round(y(tick)) + 0.5;
       parts.push(s("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: level, y2: level }));
-      if (known.length) parts.push(s("text", { x: LEFT - 6, y: level + 3.5, "text-anchor": "end" }, unit(tick)));
+      if (known.length) parts.push(s("text", { x: LEFT - 6, y: level + 3.5, "text-anchor": "end" }, short(unit(tick))));
     }
-    for (const [time, name, anchor] of [[now - SPAN, "−5 min", "start"], [now, "now", "end"]]) {
+    for (const [time, name, anchor] of [[now - span, span < MINUTE ? "−30 s" : `−${span / MINUTE} min`, "start"], [now, "now", "end"]]) {
       parts.push(s("text", { x: x(time), y: height - 3, "text-anchor": anchor }, name));
     }
     drawn = known.map((sample) => [x(sample.at), y(sample[series]), sample]);
@@ -75,7 +80,7 @@ export function plot({ series, title, unit, base, none }) {
     }
     svg.replaceChildren(...parts);
     read(near?.[2]);
-    svg.setAttribute("aria-label", near === undefined ? `${title}: ${none}` : `${title}: ${unit(near[2][series])}, at most ${unit(most)} in five minutes`);
+    svg.setAttribute("aria-label", near === undefined ? `${title}: ${none}` : `${title}: ${unit(near[2][series])}, at most ${unit(most)}`);
   }
 
   let newest = [[], 0];

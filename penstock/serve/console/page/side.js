@@ -39,7 +39,7 @@ export function showSessions(sessions, chosen) {
     say(each.facts, `${what} · ${format.some(session.tokens, "token")}`);
     if (session.id === chosen) each.link.setAttribute("aria-current", "true");
     else each.link.removeAttribute("aria-current");
-    each.line.draw(samplesOf(session.id).map((sample) => sample.memory));
+    each.line.draw(samplesOf(session.id).map((sample) => sample.rate));
   });
   const hint = at("sessions-hint");
   hint.hidden = shown.length > 0 && found.length <= MOST;
