@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from penstock.core import Budget, Clock, RealClock, parse_size
+from penstock.core import Budget, Clock, Phase, RealClock, parse_size
 from penstock.engine.answer import Answer
 from penstock.engine.attic import Attic
 from penstock.engine.cadence import Cadence
+from penstock.engine.controller import Controller, Targets
 from penstock.engine.inbox import Inbox
 from penstock.engine.lag import Lag
 from penstock.engine.plan import Limits
@@ -22,7 +23,7 @@ from penstock.engine.records import EngineStats, Finish, Stepped
 from penstock.engine.report import account, stats_of
 from penstock.engine.rows import Rows
 from penstock.engine.session import AWAY, EngineSession
-from penstock.engine.step import fail, one_step
+from penstock.engine.step import Work, fail, one_step
 from penstock.errors import MemoryStateError, Overloaded, SnapshotError, UsageError
 from penstock.memory import Memory, row_bytes
 from penstock.methods import Method, parse
@@ -48,6 +49,7 @@ class Engine:
         folder: str | Path | None = None, policy: str | Policy = "first-come", clock: Clock | None = None, *,
         chunk: int = CHUNK, tokens: int = 256, logits: int = 256, device: int | str | None = None, quantum: int = 8,
         lag: Lag | None = None, path: str = "eager", measure: bool = False, patience: float = 10.0,
+        targets: Targets | None = None,
     ) -> None:  # fmt: skip
         for name, value in {"rows": rows, "chunk": chunk, "tokens": tokens, "logits": logits}.items():
             if value < 1:
@@ -67,13 +69,17 @@ class Engine:
         capacity = None if device is None else max(1, parse_size(device) // per_entry)
         self.runner = Runner(self.model.attached, self.memory, path, chunk)
         self.policy, self.clock = policy_of(policy), RealClock() if clock is None else clock
-        self.limits = Limits(chunk, tokens, logits, capacity)
+        self.limits = Limits(chunk, tokens, logits, capacity=capacity)
+        self.controller = None if targets is None else Controller(targets)
+        self.by_phase = not all(c.is_simple for c in self.memory.cascades)
+        self.batches = self.memory.is_bounded and not self.by_phase  # adjacent answers share one read
         self.quantum, self.default_lag = quantum, Lag() if lag is None else lag
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
         self.attic = Attic(parse_size(ram), None if folder is None else Path(folder))
         self.rows = Rows(self.memory, self.attic)
         self.cadence = Cadence()
+        self._core()  # what sessions share is made now (the tokenizer's tables: 20 ms), not when the first is opened
         self.sessions: dict[str, EngineSession] = {}
         self.busy: dict[str, EngineSession] = {}  # those that may have work
         self.steps = self.tokens_ingested = self.tokens_decoded = 0
@@ -303,6 +309,13 @@ class Engine:
         self.close()
 
     # -- report -------------------------------------------------------------------------------------------------
+
+    def observe(self, works: Sequence[Work], seconds: float) -> None:
+        """A pass over these works has taken so many seconds of real time."""
+        if self.controller is not None:
+            answers = sum(w.phase is Phase.ANSWER for w in works)
+            read = sum(len(w.tokens) for w in works if w.phase is not Phase.ANSWER)
+            self.controller.observe(read, answers, seconds)
 
     def check(self) -> dict[str, int]:
         """Account for every byte, of input and of memory; raises MemoryStateError where it does not add up."""

@@ -33,6 +33,7 @@ class Limits:
     chunk: int = 64  # tokens of one session
     tokens: int = 256  # of all
     logits: int = 256  # sessions that decode
+    reading: int | None = None  # tokens of all that only read; None: what answers leave of `tokens`
     capacity: int | None = None  # entries in all rows together; None: no limit beside the rows
 
 
@@ -45,6 +46,8 @@ def acquire(ordered: Sequence[Candidate], idle: Sequence[Candidate], free: int, 
     held = sum(c.held for c in (*ordered, *idle) if c.has_row)
     decoding = min(limits.logits, sum(c.decodes for c in ordered))
     tokens, logits = max(1, limits.tokens - decoding), limits.logits
+    if limits.reading is not None:
+        tokens = min(tokens, limits.reading)
     gone: set[str] = set()
 
     def give_up(place: int) -> Candidate | None:

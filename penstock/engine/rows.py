@@ -19,7 +19,7 @@ class Rows:
     def __init__(self, memory: Memory, attic: Attic) -> None:
         self.memory, self.attic = memory, attic
         self._owners: list[EngineSession | None] = [None] * memory.num_rows
-        self.promotions = self.demotions = 0
+        self.promotions = self.demotions = self.moves = 0
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -47,6 +47,23 @@ class Rows:
         self._owners[row] = session
         session.row = session.core.row = row
         session.turns = 0
+
+    def move(self, source: int, to: int) -> None:
+        """The session in row `source` goes to row `to`; a session that is there takes its place.  No marks are open."""
+        memory, mover, other = self.memory, self._owners[source], self._owners[to]
+        assert mover is not None
+        saved = None
+        if other is not None:
+            saved = {name: t.clone() for name, t in memory.save_row(to).items()}, memory.length(to)
+        memory.copy_row(source, memory, to)
+        memory.reset(source)
+        if other is not None and saved is not None and saved[1]:
+            memory.load_row(*saved, source)
+        for owner, row in ((mover, to), (other, source)):
+            self._owners[row] = owner
+            if owner is not None:
+                owner.row = owner.core.row = row
+        self.moves += 1
 
     def demote(self, session: EngineSession) -> None:
         """Take a session out of its row; it must have no open mark."""

@@ -79,15 +79,20 @@ class EngineSession:
                 )  # fmt: skip
 
     def _encoded(self, data: str | bytes | Sequence[int]) -> Iterator[tuple[Sequence[int], int]]:
-        """(token ids, bytes) of slices; token ids count four bytes each and end the text before them."""
+        """(token ids, bytes) of slices; token ids count four bytes each and end the text before them.
+
+        They are taken as they are: a stream that begins with ids has no BOS that is not among them.
+        """
         if isinstance(data, (str, bytes, bytearray, memoryview)):
             encoder = self.core._text()
             for start in range(0, len(data), _SLICE):
                 part = data[start : start + _SLICE]
                 yield encoder.feed(part if isinstance(part, str) else bytes(part)), _size(part)
             return
-        if self.core.encoder is not None and len(data):
-            yield self.core.encoder.flush(), 0
+        encoder = self.core.encoder
+        if encoder is not None and len(data):
+            ids = encoder.flush()
+            yield ids if self.tokens or ids != list(encoder.prefix_ids) else [], 0
         for start in range(0, len(data), _SLICE):
             yield list(data[start : start + _SLICE]), 4 * len(data[start : start + _SLICE])
 

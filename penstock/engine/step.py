@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,9 @@ import torch
 
 from penstock.core import Phase, Span
 from penstock.engine.inbox import Piece, Question
-from penstock.engine.plan import acquire
+from penstock.engine.passes import TOGETHER, gather, passes
+from penstock.engine.plan import Limits, acquire
+from penstock.engine.policies import Candidate
 from penstock.engine.records import Finish, Stepped
 from penstock.engine.speaking import Speaking
 from penstock.errors import NotRewindable, PenstockError
@@ -37,6 +40,7 @@ class Work:
 
 def one_step(engine: Engine) -> Stepped:
     """As Engine.step, between steps."""
+    started = time.perf_counter()
     now = engine.clock.now()
     with engine.lock:
         sessions = _with_work(engine, now)
@@ -44,25 +48,30 @@ def one_step(engine: Engine) -> Stepped:
             return Stepped()
         ordered = engine.policy.order([s.candidate(engine.quantum) for s in sessions])
         admitted = engine.policy.admit(ordered, engine.limits.capacity)
+        limits = _limits(engine, admitted, now)
         busy = {c.id for c in ordered}
         idle = sorted((s for s in engine.rows.taken if s.id not in busy), key=lambda s: s.served)
-        plan = acquire(
-            admitted, [s.candidate(engine.quantum) for s in idle], engine.rows.free, engine.limits
-        )  # fmt: skip
+        plan = acquire(admitted, [s.candidate(engine.quantum) for s in idle], engine.rows.free, limits)
         for id in plan.demote:
             engine.rows.demote(engine.sessions[id])
         served = [(engine.sessions[id], n) for id, n in plan.serve]
         came = [s.id for s, _ in served if s.kept is not None]
         works = [w for s, n in served if (w := _work(engine, s, n, now)) is not None]
+        if engine.batches:
+            _gather(engine, works)
         unserved = {s.id for s in sessions} - {s.id for s, _ in served}
     began = time.perf_counter()
-    groups = [works] if all(c.is_simple for c in engine.memory.cascades) else _by_phase(works)
-    done = [w for group in groups if group for w in _run(engine, sorted(group, key=lambda w: w.row), now)]
+    done = []
+    for group in passes(works, engine.by_phase, 1 if engine.controller is not None else TOGETHER):
+        done += _run(engine, sorted(group, key=lambda w: w.row), now)
     seconds = time.perf_counter() - began
     out = Stepped(
         served=tuple(s.id for s, _ in served), promoted=tuple(came), demoted=tuple(plan.demote),
         waiting=tuple(sorted(unserved)), seconds=seconds,
     )  # fmt: skip
+    if engine.controller is not None:
+        answers = sum(w.phase is Phase.ANSWER for w in done)
+        engine.controller.settle(len(done) - answers, answers, time.perf_counter() - started)
     with engine.lock:
         now = engine.clock.now()
         for work in done:
@@ -121,8 +130,24 @@ def _work(engine: Engine, session: EngineSession, count: int, now: float) -> Wor
         return None
 
 
-def _by_phase(works: list[Work]) -> list[list[Work]]:
-    return [[w for w in works if w.phase is phase] for phase in Phase]
+def _limits(engine: Engine, admitted: Sequence[Candidate], now: float) -> Limits:
+    """What this step may take: the engine's limits, less reading where answers have been promised a pace."""
+    if engine.controller is None:
+        return engine.limits
+    answers = sum(c.decodes and c.has_row for c in admitted)
+    reading = [c for c in admitted if not c.decodes and c.tokens]
+    late = max((now - c.arrived for c in reading if c.most), default=0.0)
+    waiting = sum(min(c.tokens, engine.limits.chunk) for c in reading)
+    return replace(engine.limits, reading=engine.controller.tokens(answers, waiting, engine.limits.tokens, late))
+
+
+def _gather(engine: Engine, works: Sequence[Work]) -> None:
+    """Bring the rows of answers together, so that one batched read serves them."""
+    single = {w.row for w in works if w.phase is Phase.ANSWER and len(w.tokens) == 1}
+    taken = {s.row: s for s in engine.rows.taken if s.row is not None}
+    fixed = {row for row, s in taken.items() if s.speaking is not None and s.speaking.is_pinned}
+    for move in gather(single, taken.keys(), fixed, len(engine.rows)):
+        engine.rows.move(move.source, move.to)
 
 
 def _run(engine: Engine, works: list[Work], now: float) -> list[Work]:
@@ -148,6 +173,7 @@ def _run(engine: Engine, works: list[Work], now: float) -> list[Work]:
             fail(engine, work.session, error, now)
         return []
     seconds = time.perf_counter() - began
+    engine.observe(works, seconds)
     for i, (work, at, end) in enumerate(zip(works, starts, ends)):
         mine = logits[end - len(work.tokens) : end] if engine.measure else logits[i : i + 1]
         work.session.core.stepped(at, work.tokens, mine, seconds * len(work.tokens) / ends[-1])

@@ -86,6 +86,20 @@ def test_token_ids_end_the_text_before_them() -> None:
     e.check()
 
 
+def test_a_stream_of_token_ids_begins_with_the_first_of_them() -> None:
+    e = engine()
+    ids, text, single = e.open(), e.open(), alone(e)
+    ids.append([5, 6, 7])
+    ids.append("and text")
+    text.append("some text")
+    single.ingest([5, 6, 7])
+    e.drain()
+    assert list(ids.core.log.tail)[:3] == [5, 6, 7]
+    prefix = list(ids.core._text().prefix_ids)
+    assert [t for t in ids.core.log.tail if t in prefix] == [], "text behind ids goes on, it does not begin"
+    assert list(text.core.log.tail)[: len(prefix)] == prefix
+
+
 # -- places ---------------------------------------------------------------------------------------------------------
 
 
