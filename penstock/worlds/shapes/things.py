@@ -143,6 +143,10 @@ class Timeline:
         """Whom it meets."""
         return next((other for other in self.things if other.number == thing.other), None) if thing.other >= 0 else None
 
+    def touches(self, thing: Thing, t: float) -> bool:
+        """Whether its plate touches another one."""
+        return thing.other >= 0 and thing.meets + MEETING / 4 <= t < thing.meets + 0.75 * MEETING
+
     def events(self, start: float, end: float) -> list[Event]:
         """What happened in [start, end) seconds, in order."""
         self.until(end)

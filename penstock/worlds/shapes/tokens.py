@@ -14,7 +14,7 @@ from penstock.worlds.shapes.wording import corpus
 
 BOS, EOS, PICTURE, FRAME, OPEN = "<|bos|>", "<|eos|>", "<|picture|>", "<|frame|>", "<|open|>"
 BOS_ID, EOS_ID, PICTURE_ID, FRAME_ID, OPEN_ID = range(5)
-VOCABULARY = 384
+VOCABULARY = 512
 
 # Words with their leading space, single digits, runs of signs, white space; splits never depend on what follows a line.
 _SPLIT = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

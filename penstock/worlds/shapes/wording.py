@@ -54,7 +54,18 @@ def corpus(seed: int, count: int) -> Iterator[str]:
         colour, plate = draw.sample(range(len(COLOURS)), 2)
         return Look(draw.randrange(len(SHAPES)), colour, plate)
 
+    for word in (*SHAPES, *COLOURS, *PLACES):  # often enough that each becomes one token
+        yield f" {word}\n" * 20 * count
     for _ in range(count):
         one, place = look(), draw.randrange(4)
+        yield from (here(one), DO_MEET, YES, NO)
         yield from (what_at(place), how_many(), where(one), plate_of(one, place), later(one, look()), tell_when(one))
         yield from (TELL_ANY, TELL_MEET, STOP, NOT_SEEN, NOTHING, THEY_MEET, *NUMBERS, name(one), f" {PLACES[place]}")
+
+
+def here(look: Look) -> str:
+    return f"\nIs the {look} here?"
+
+
+DO_MEET = "\nDo two things meet?"
+YES, NO = " yes", " no"
