@@ -24,6 +24,7 @@ from torch import Tensor
 from penstock.core import Kind, Phase, Span
 from penstock.errors import CompositionError, ContextFull, MemoryStateError, NotRewindable
 from penstock.memory import flow_rows, groups
+from penstock.memory.archive_plan import refuse_small_tiers
 from penstock.memory.cascade import Placement
 from penstock.memory.flow import FlowGroup
 from penstock.memory.groups import Undo, grouped, row_bytes
@@ -89,6 +90,8 @@ class Memory:
             for i, layer in enumerate(members):
                 self.where[layer.index] = (len(self.groups), i)
             self.groups.append(groups.make_group(members, cascade, rows, geometry, naive, self._blocks))
+        flows = [g for g in self.groups if isinstance(g, FlowGroup)]
+        self._archives = refuse_small_tiers([b for g in flows for layer in g.branches for b in layer], rows)
 
     # -- sizes --------------------------------------------------------------------------------------------------
 
@@ -122,7 +125,7 @@ class Memory:
             from penstock.memory.tiers import Pool
 
             limits = [t for c in self.cascades for t in c.tiers]
-            self._pool = Pool(**limits[0].options(), on_event=self._losses.note)
+            self._pool = Pool(**limits[0].options(), on_event=self._losses.note, expected=self._archives)
         return self._pool
 
     @property
@@ -172,11 +175,12 @@ class Memory:
 
     @contextmanager
     def step(
-        self, spans: Sequence[Span], phase: Phase = Phase.INGEST, kinds: Tensor | None = None
+        self, spans: Sequence[Span], phase: Phase = Phase.INGEST, kinds: Tensor | None = None, planned: bool = True
     ) -> Iterator[Step]:  # fmt: skip
         """Plan a packed step, hand it to the model, count it when the model returned.
 
         `kinds` [N] are the kinds (core.Kind) of the packed tokens; text, or answers in the phase ANSWER, if not given.
+        Without a plan (`planned=False`) the caller reads and writes the rings by itself (penstock/kernels).
         """
         spans = list(spans)
         self._check(spans)
@@ -184,7 +188,7 @@ class Memory:
         moves = [(u, start, start + s.count) for s, start in zip(spans, starts) for u in self.rows[s.row].undo]
         for undo, start, end in moves:
             undo.check(start, end)
-        plans = [self._plan(g, spans, starts, phase, kinds) for g in self.groups]
+        plans = [self._plan(g, spans, starts, phase, kinds) for g in self.groups] if planned else []
         step = Step(self.groups, plans, self.where, phase)
         for undo, start, end in moves:  # nothing can be refused from here on
             undo.before_step(start, end)

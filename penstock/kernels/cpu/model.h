@@ -1,0 +1,85 @@
+// What a model is inside: tiles of 16 outputs, and the room in which a step computes.
+#pragma once
+#include "penstock.h"
+#include "pool.h"
+
+namespace pk {
+
+constexpr int TILE = 16;       // outputs of a tile
+constexpr int FEW = 4;         // tokens up to which every thread prepares all of them itself, and saves a barrier
+constexpr int KEYS = 128;      // keys of a block when a chunk is read
+constexpr int QUERY_ROWS = 192;  // queries x heads of a block, at most
+
+// [tiles][cols / pack][16][pack]: pack is 1 for float32, 2 for bfloat16, 4 for int8 (stored with 128 added).
+struct Matrix {
+  int rows = 0, cols = 0, tiles = 0, kind = 0;
+  const char *data = nullptr;
+  const float *scale = nullptr;  // [tiles * 16], int8 only
+  const float *bias = nullptr;   // [tiles * 16], or null
+  int64_t tile_bytes() const { return int64_t(cols) * TILE * (kind == PK_FLOAT32 ? 4 : kind == PK_BFLOAT16 ? 2 : 1); }
+};
+
+struct LayerWeights {
+  Matrix qkv, out, gate_up, down;
+  const float *norm_in = nullptr, *norm_mlp = nullptr, *norm_query = nullptr, *norm_key = nullptr;
+};
+
+// Buffers of one thread.
+struct Own {
+  float *panel;                          // two tiles in float32
+  float *normed, *merged;                // [FEW, hidden], [FEW, heads * width]
+  float *q, *qs, *k, *v, *raw;           // as Room's, for FEW tokens
+  float *block_q, *block_qs, *scores;    // [QUERY_ROWS, width] twice, [QUERY_ROWS, KEYS]
+  float *keys, *values, *out, *top, *sum;  // tiles of a block of keys; [QUERY_ROWS, width], [QUERY_ROWS] twice
+  float *sinks;                          // rotated sinks of one row and head
+};
+
+// Buffers that threads share; `tokens` is what they have room for.
+struct Room {
+  int64_t tokens = 0, threads = 0, groups = 0, sinks = 0;
+  char *memory = nullptr;
+  int64_t bytes = 0;
+  float *h, *normed, *qkv, *attended, *act;       // [tokens, ...]
+  float *q, *qs, *k, *v, *raw;                    // rotated queries (for the window, for sinks), keys, values, raw keys
+  float *angles;                                  // [groups, tokens, 4, width / 2]
+  float *part_top, *part_sum, *part_out;          // [threads, tokens, heads] (and width)
+  float *places;                                  // [tokens, hidden]
+  Own *own = nullptr;
+};
+
+struct Step;
+
+}  // namespace pk
+
+struct pk_model {
+  pk_shape shape;
+  pk::LayerWeights *layers = nullptr;
+  pk::Matrix head;
+  const float *norm_last = nullptr;
+  const void *embedding = nullptr;
+  pk::Room room;
+  void **owned = nullptr;  // allocations and their sizes
+  int64_t *owned_bytes = nullptr;
+  int owned_count = 0, owned_room = 0;
+};
+
+namespace pk {
+
+// One step, as all threads see it.
+struct Step {
+  pk_model *model;
+  const pk_step *asked;
+  Barrier *barrier;
+  int threads;
+  bool shared;   // tokens are prepared once, by shares, with a barrier behind it
+  int chunks;    // spans of more than one token
+};
+
+using StepFunction = void (*)(void *step, int thread);
+
+// The same step, compiled for several instruction sets.
+namespace portable { void run(void *step, int thread); }
+namespace avx2 { void run(void *step, int thread); }
+namespace avx512 { void run(void *step, int thread); }
+
+}  // namespace pk

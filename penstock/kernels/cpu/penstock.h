@@ -1,0 +1,85 @@
+// The C interface of the native step.  No framework types: pointers, sizes, and structures that ctypes can spell.
+//
+// A model is made once from pointers to row-major weights, which are copied into tiles.  A step reads tokens, the fused
+// rings of all layers (as penstock/memory/ring.py keeps them), writes the new entries, and gives logits.
+#pragma once
+#include <cstdint>
+
+#if defined(__GNUC__)
+#pragma GCC visibility push(default)
+#endif
+extern "C" {
+
+enum pk_kind { PK_FLOAT32 = 0, PK_BFLOAT16 = 1, PK_INT8 = 2 };
+enum pk_which { PK_QKV = 0, PK_OUT = 1, PK_GATE_UP = 2, PK_DOWN = 3, PK_HEAD = 4 };
+enum pk_norm { PK_NORM_IN = 0, PK_NORM_MLP = 1, PK_NORM_QUERY = 2, PK_NORM_KEY = 3, PK_NORM_LAST = 4 };
+
+struct pk_shape {
+  int32_t hidden, layers, heads, kv_heads, width, intermediate, vocabulary;
+  int32_t weights;  // pk_kind of the tiles
+  int32_t stored;   // pk_kind of keys and values, of the embedding and of logits
+  float eps, eps_heads;
+  float scale;   // of scores
+  float factor;  // what the model's own rotary embedding multiplies queries and keys with at position 0
+};
+
+// One matrix [rows, cols], or one of several that are stacked (query, key, value) or interleaved (gate, up).
+struct pk_source {
+  const void *data;
+  const float *bias;  // [rows], or null
+  int32_t rows, kind;
+};
+
+// What layers share: a cascade and an encoding.
+struct pk_group {
+  const double *inv_freq;     // [half]
+  const float *sink_cos;      // [sinks, half], rotations of the sinks to their own indices
+  const float *sink_sin;
+  int64_t window;             // entries of the window; 0: it grows
+  int64_t clamp;              // the largest position from which sinks are seen; -1: no limit
+  int32_t half, interleaved, sinks, unused;
+};
+
+struct pk_layer_memory {
+  void *ring;       // [2, rows, kv_heads, slots, width]
+  void *raw_sinks;  // [rows, kv_heads, sinks, width], or null
+  int64_t slots;
+  int32_t group, rows;
+};
+
+struct pk_span {
+  int64_t start;  // tokens of the row before the step
+  int32_t row, count;
+};
+
+struct pk_step {
+  const int64_t *tokens;  // [count]
+  const pk_span *spans;
+  const int64_t *places;  // tokens of the step whose logits are wanted
+  void *logits;           // [wanted, vocabulary] in the kind of the shape
+  const pk_group *groups;
+  const pk_layer_memory *memory;  // [layers]
+  int64_t count, wanted;
+  int32_t span_count, group_count, threads, unused;
+};
+
+struct pk_model;
+
+int32_t pk_abi(void);
+// Instruction sets that were built, a bit each, and the one that this processor uses: 0 portable, 1 AVX2, 2 AVX-512.
+int32_t pk_built(void);
+int32_t pk_chosen(void);
+// Use another one (for tests); false where the processor or the build lacks it.
+int32_t pk_choose(int32_t which);
+pk_model *pk_model_new(const pk_shape *shape);
+void pk_model_free(pk_model *model);
+int64_t pk_model_bytes(const pk_model *model);
+int32_t pk_model_matrix(pk_model *model, int32_t layer, int32_t which, int32_t cols, const pk_source *sources, int32_t count);
+int32_t pk_model_norm(pk_model *model, int32_t layer, int32_t which, const float *weight, int32_t size);
+int32_t pk_model_embedding(pk_model *model, const void *rows);
+// 0 when done; otherwise the step was not begun: 1 a piece is missing, 2 no memory for its intermediate results.
+int32_t pk_run(pk_model *model, const pk_step *step);
+}
+#if defined(__GNUC__)
+#pragma GCC visibility pop
+#endif

@@ -1,0 +1,85 @@
+// Vectors of PK_LANES floats in the compiler's own notation, so that one source serves every instruction set.
+// Included inside the namespace of one; nothing here may be shared between them (no templates of the library).
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define PK_INLINE static inline __attribute__((always_inline))
+
+namespace pk {
+namespace PK_SET {
+
+typedef float V __attribute__((vector_size(PK_LANES * 4)));
+typedef int32_t I __attribute__((vector_size(PK_LANES * 4)));
+typedef uint32_t U __attribute__((vector_size(PK_LANES * 4)));
+typedef uint16_t H __attribute__((vector_size(PK_LANES * 2)));
+typedef float V4 __attribute__((vector_size(16)));
+
+constexpr int VECTORS = 16 / PK_LANES;  // of a tile
+
+PK_INLINE V load(const float *p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+PK_INLINE void store(float *p, V v) { memcpy(p, &v, sizeof v); }
+PK_INLINE U load_bits(const void *p) {
+  U v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+PK_INLINE V as_float(U bits) { return (V)bits; }
+PK_INLINE V all(float x) { return x - V{}; }
+
+PK_INLINE float widen(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  float out;
+  memcpy(&out, &wide, 4);
+  return out;
+}
+// Round to nearest, ties to even; a NaN stays one.
+PK_INLINE uint16_t narrow(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded);
+}
+
+// Keys and values as they are stored.
+PK_INLINE V load_stored(const float *p) { return load(p); }
+PK_INLINE V load_stored(const uint16_t *p) {
+  H half;
+  memcpy(&half, p, sizeof half);
+  return as_float(__builtin_convertvector(half, U) << 16);
+}
+PK_INLINE float get(const float *p) { return *p; }
+PK_INLINE float get(const uint16_t *p) { return widen(*p); }
+PK_INLINE void put(float *p, float x) { *p = x; }
+PK_INLINE void put(uint16_t *p, float x) { *p = narrow(x); }
+
+// exp with an error of about one unit in the last place; without branches, so that loops over it become vectors.
+PK_INLINE float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  const float shifted = x * 1.44269504f + 12582912.0f;  // rounds to a whole number in the low bits
+  const float n = shifted - 12582912.0f;
+  const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+  float p = 1.0f / 5040.0f;
+  p = p * r + 1.0f / 720.0f;
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  uint32_t bits;
+  memcpy(&bits, &shifted, 4);
+  bits = (bits + 127u) << 23;
+  float power;
+  memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+}  // namespace PK_SET
+}  // namespace pk
