@@ -1,0 +1,1 @@
+"""Published benchmarks of streaming video: their files, their questions, their scoring."""
