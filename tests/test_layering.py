@@ -36,7 +36,8 @@ ALLOWED: dict[str, set[str]] = {
     "testing": BASE | SESSION | {"models", "serve", "client"},
     "compare": BASE | SLOTS | SESSION | {"methods", "models", "io", "worlds"},
     "serve": BASE | SLOTS | SESSION | {"methods", "models", "io"},
-    "cli": BASE | SLOTS | SESSION | {"methods", "models", "io", "compare", "serve", "worlds", "testing", "client"},
+    "watch": BASE | SLOTS | SESSION | {"methods", "models", "io", "worlds"},
+    "cli": BASE | SLOTS | SESSION | {"methods", "models", "io", "compare", "serve", "worlds", "testing", "client", "watch"},
 }
 
 

@@ -150,9 +150,16 @@ class VideoSource:
 
     def _decode(self, stream: Any) -> Iterator[Any]:
         packets = self._packets(stream)
-        if self.workers > 1 and not self.is_live:
-            return decode_groups(packets, _Decoders(stream), self.workers, wanted=self._prefilter(stream))
+        if self.workers > 1 and not self.is_live and isinstance(self.opening.what, str):
+            return self._in_groups(stream, packets)
         return self._in_turn(stream, packets)
+
+    def _in_groups(self, stream: Any, packets: Iterator[Any]) -> Iterator[Any]:
+        decoders = _Decoders(self.opening)
+        try:
+            yield from decode_groups(packets, decoders, self.workers, wanted=self._prefilter(stream))
+        finally:
+            decoders.close()
 
     def _in_turn(self, stream: Any, packets: Iterator[Any]) -> Iterator[Any]:
         av = library()
@@ -213,19 +220,21 @@ class VideoSource:
 
 
 class _Decoders:
-    """Makes decoders of a stream that work apart from its container."""
+    """Decoders with all that the container knows of the stream (colours, turning): each opens it once more."""
 
-    def __init__(self, stream: Any) -> None:
-        self.codec = stream.codec_context
+    def __init__(self, opening: Opening) -> None:
+        self.opening = opening
+        self.opened: list[Any] = []
 
     def __call__(self) -> Any:
-        av = library()
-        context = av.CodecContext.create(self.codec.name, "r")
-        if self.codec.extradata:
-            context.extradata = self.codec.extradata
-        context.width, context.height = self.codec.width, self.codec.height
+        self.opened.append(self.opening.open())
+        context = video_stream(self.opened[-1]).codec_context
         context.thread_count = 1
         return context
+
+    def close(self) -> None:
+        for container in self.opened:
+            container.close()
 
 
 def _by(size: tuple[int, int] | None) -> str:

@@ -1,0 +1,179 @@
+"""penstock watch: a model looks at a stream of frames that may never end, answers questions, speaks up by itself."""
+
+# ruff: noqa: RUF009
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.cli.derive import Common, argument, option
+from penstock.cli.interrupts import Interrupts
+from penstock.cli.options import DEFAULT_MEMORY
+from penstock.cli.output import ClosedOutput, Output
+from penstock.cli.summary import ResidentSet
+from penstock.cli.watch_views import Reporter, reporter_for, summary, summary_table
+from penstock.core import Budget, Clock, RealClock, SimulatedClock
+from penstock.errors import UsageError
+from penstock.io.captions import Caption, read_captions
+from penstock.io.frames import FrameSource
+from penstock.io.video import open_frames
+from penstock.methods import parse
+from penstock.models.load import parse_device, parse_dtype
+from penstock.reducers import Chain
+from penstock.reducers import parse as parse_reducer
+from penstock.triggers import Trigger
+from penstock.triggers import parse as parse_trigger
+from penstock.watch import Agenda, Limits, Pipeline, Question, Requests, Watch, parse_question, request_of
+from penstock.watch.opening import Sight, open_sight
+
+WORLD = "world:shapes"
+WORLD_SECONDS = 120.0  # of a generated video, without --frames or --seconds
+RATE = 2.0  # frames per second that are looked at, without --rate
+
+
+@dataclass(frozen=True)
+class WatchOptions(Common):
+    """Checked when made; raises UsageError with the fix."""
+
+    source: str | None = argument(
+        None, "What to watch: a video, a picture, a folder of either, an address (http, https, rtsp, ...), a video on "
+        "standard input (-), /dev/videoN, screen, or world:shapes, which is the default.", "[SOURCE]",
+    )  # fmt: skip
+    model: str | None = option(None, "A model that sees: a hub name or a folder.  [default: the tiny one shipped]", "M")
+    ask: list[str] | None = option(
+        None, "Ask this at a second of the stream (12.5 or 1:02); without a time, at the end.  May be repeated.",
+        "TEXT[@SECONDS]",
+    )  # fmt: skip
+    tell_me_when: list[str] | None = option(None, "Speak up when this happens.  May be repeated.", "TEXT")
+    trigger: str | None = option(
+        None, "When to look whether there is something to say: silence, change, every, perplexity.  [default: silence "
+        "where the model was trained to be silent, else change]", "NAME[:key=value,...]",
+    )  # fmt: skip
+    memory: str = option(
+        DEFAULT_MEMORY, "A memory and its options; penstock methods lists them.", "NAME[:key=value,...]"
+    )
+    budget: str | None = option(
+        None, "Entries per layer and key-value head (4096), or bytes (64MiB).  [default: half the model's context, "
+        "at most 4096]", "N",
+    )  # fmt: skip
+    reduce: list[str] | None = option(
+        None, "Leave out frames or tokens that say little; penstock reducers lists how.  May be repeated.",
+        "NAME[:key=value,...]",
+    )  # fmt: skip
+    rate: str | None = option(
+        None, "Frames per second to look at (0.5, 30); native plays a file at its own speed, native:N looks at N of "
+        "them.  [default: 2, as fast as possible on the clock of the video]", "N|native[:N]",
+    )  # fmt: skip
+    frames: int | None = option(None, "Stop after so many frames.", "N")
+    seconds: float | None = option(None, "Stop at this second of the stream (of world:shapes: 120).", "S")
+    captions: Path | None = option(None, "Read these captions along: WebVTT, SRT, or lines with times.", "F")
+    max_new: int = option(64, "Tokens of an answer at most.", "N")
+    decoders: int = option(1, "Decode so many groups of pictures at once.", "N")
+    device: str = option("cpu", "Where to run: cpu, cuda, mps, ...", "D")
+    dtype: str | None = option(None, "float32, bfloat16 or float16.  [default: as the model is stored]", "T")
+    seed: int = option(0, "Of the world.", "S")
+
+    def __post_init__(self) -> None:
+        for name, least in (("frames", 1), ("max_new", 1), ("decoders", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and not least <= value < 1 << 31:
+                raise UsageError(f"--{name.replace('_', '-')} cannot be {value}: give a whole number from {least} on.")
+        if self.seconds is not None and not 0 < self.seconds < 1e12:
+            raise UsageError(f"--seconds cannot be {self.seconds}: give a positive number.")
+        parse_device(self.device)
+        parse_dtype(self.dtype)
+        parse(self.memory)
+        if self.budget is not None:
+            Budget.parse(self.budget)
+        for request in self.tell_me_when or ():
+            if not request.strip():
+                raise UsageError("--tell-me-when cannot be empty: say what to wait for.")
+        _ = self.questions, self.reducers, self.chosen_trigger, self.rate_wanted
+
+    @property
+    def where(self) -> str:
+        return WORLD if self.source is None else self.source
+
+    @property
+    def questions(self) -> list[Question]:
+        return [parse_question(text, i) for i, text in enumerate(self.ask or ())]
+
+    @property
+    def reducers(self) -> Chain:
+        return Chain([parse_reducer(text) for text in self.reduce or ()])
+
+    @property
+    def chosen_trigger(self) -> Trigger | None:
+        return None if self.trigger is None else parse_trigger(self.trigger)
+
+    @property
+    def rate_wanted(self) -> tuple[bool, float | None]:
+        """Whether to play at native speed, and frames per second to look at (None: all)."""
+        if self.rate is None:
+            return False, RATE
+        match = re.fullmatch(r"(native)?:?(\d+(?:\.\d+)?)?", self.rate.strip())
+        if match is None or not any(match.groups()) or (match[2] and not 0 < float(match[2]) <= 1000):
+            raise UsageError(f"--rate cannot be {self.rate!r}: give frames per second (2), native or native:2.")
+        return match[1] is not None, None if match[2] is None else float(match[2])
+
+    @property
+    def limits(self) -> Limits:
+        seconds = self.seconds
+        if seconds is None and self.frames is None and self.where.startswith("world:"):
+            seconds = WORLD_SECONDS
+        return Limits(self.frames, seconds, self.max_new)
+
+
+def watch(options: WatchOptions) -> None:
+    """Watch a video that may never end."""
+    out = Output(options.json)
+    captions = read_captions(options.captions) if options.captions is not None else []
+    native, rate = options.rate_wanted
+    source = open_frames(options.where, rate=rate, workers=options.decoders, seed=options.seed)
+    try:
+        sight = open_sight(
+            options.model, options.memory, options.budget, device=options.device, dtype=options.dtype,
+            rate=rate or source.rate,
+        )  # fmt: skip
+        _run(options, out, source, sight, captions, native)
+    finally:
+        source.close()
+
+
+def _run(
+    options: WatchOptions, out: Output, source: FrameSource, sight: Sight, captions: list[Caption], native: bool
+) -> None:
+    clock: Clock = RealClock() if native or source.is_live else SimulatedClock()
+    policy = "drop-oldest" if native or source.is_live else "wait"
+    sight.check(options.reducers)
+    pipeline = Pipeline(source, sight.eyes, options.reducers, clock, policy=policy, native=native)
+    trigger = options.chosen_trigger or sight.default_trigger
+    requests = Requests([request_of(text) for text in options.tell_me_when or ()], trigger, sight.reader)
+    resident, closed = ResidentSet(), False
+    with Interrupts() as interrupts, reporter_for(out) as reporter:
+        watcher = Watch(
+            pipeline, sight.eyes, sight.reader, requests, Agenda(options.questions), captions, options.limits,
+            emit=reporter.event, stopped=lambda: interrupts.flagged,
+        )  # fmt: skip
+        closed = _through(watcher, reporter, resident)
+    facts = summary(watcher, sight, options, resident)
+    if closed:
+        raise ClosedOutput
+    if out.as_json:
+        out.document(facts)
+    else:
+        out.show(summary_table(facts))
+
+
+def _through(watcher: Watch, reporter: Reporter, resident: ResidentSet) -> bool:
+    """To the end; returns whether nobody reads the output any more."""
+    tick: Callable[[], None] = lambda: reporter.tick(watcher, resident)  # noqa: E731
+    try:
+        for _ in watcher.run():
+            tick()
+        reporter.last(watcher, resident)
+    except ClosedOutput:
+        return True
+    return False

@@ -1,0 +1,39 @@
+"""From a model's name to what a watcher needs of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.errors import CompositionError
+from penstock.reducers import Chain
+from penstock.triggers import Trigger, parse
+from penstock.watch.eyes import Eyes, Reader
+
+
+@dataclass(frozen=True)
+class Sight:
+    """An open session on a model that sees."""
+
+    eyes: Eyes
+    reader: Reader
+    name: str
+    budget: int | None  # entries
+    has_silence: bool = False  # trained to end a turn at once when there is nothing to say
+    has_tower_reducers: bool = False  # whether its vision tower can be run layer by layer
+
+    @property
+    def default_trigger(self) -> Trigger:
+        return parse("silence:threshold=0" if self.has_silence else "change")
+
+    def check(self, chain: Chain) -> None:
+        """Refuse reducers that this model's tower cannot run."""
+        if chain.tower and not self.has_tower_reducers:
+            raise CompositionError(f"{chain.tower[0].name} needs a vision tower of the SigLIP kind: leave it out here.")
+
+
+def open_sight(
+    model: str | None, memory: str, budget: str | None, *, device: str = "cpu", dtype: str | None = None,
+    rate: float | None = None,
+) -> Sight:  # fmt: skip
+    """Open a session on a model that sees; raises UnsupportedModel for one that does not."""
+    raise NotImplementedError

@@ -1,0 +1,130 @@
+"""Speaking up: standing requests ("tell me when ..."), checked where a trigger says so."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from penstock.errors import InputError
+from penstock.reply import end_tokens
+from penstock.triggers import Signs, Trigger
+from penstock.watch.eyes import Reader
+
+_NOTHING = re.compile(r"\W*(no|none|nothing|not (yet|seen|now)|not|never|unknown)\b.*", re.IGNORECASE | re.DOTALL)
+MAX_NEW = 32
+
+
+@dataclass(frozen=True)
+class Said:
+    """Something worth saying."""
+
+    text: str
+    request: str
+
+
+class Requests:
+    """Standing requests on one stream.
+
+    With a trigger that reads silence (`silence`), the requests stand in the stream, and the model goes on talking
+    behind a frame when it has something to say.  With any other, each request is asked of a fork when the trigger
+    fires, and told when its answer is positive and was not so, or not the same, the time before.
+    """
+
+    def __init__(self, requests: Sequence[str], trigger: Trigger, reader: Reader) -> None:
+        self.requests, self.trigger, self.reader = list(requests), trigger, reader
+        self.in_stream = "silence" in trigger.needs
+        self._state = trigger.start()
+        self._before: dict[str, str] = {}
+        self._put_at: int | None = None
+        self._answer: list[int] = []  # token ids of the last announcement, where its perplexity is asked for
+        self._answered: float | None = None
+        self._spoke = False
+        self.checks = 0
+
+    def stand(self) -> None:
+        """Put the requests into the stream, and again when the memory has lost them."""
+        if not self.in_stream or not self.requests:
+            return
+        if self._put_at is not None and _holds(self.reader, self._put_at):
+            return
+        for request in self.requests:
+            self.reader.feed(worded(self.reader, request))
+        self.reader.flush()
+        self._put_at = self.reader.tokens - 1
+
+    def look(self, t: float, change: float) -> list[Said]:
+        """After a frame: what is to be said now."""
+        if not self.requests:
+            return []
+        signs = self._signs(t, change)
+        self._state, speaks = self.trigger.step(self._state, signs)
+        self._spoke = False
+        if not speaks:
+            return []
+        self.checks += 1
+        if self.in_stream:
+            text = "".join(self.reader.reply(None, max_new=MAX_NEW)).strip()
+            return [Said(text, "; ".join(self.requests))] if text else []
+        said = [said for request in self.requests if (said := self._asked(request)) is not None]
+        if said and "perplexity" in self.trigger.needs:
+            self._answer = self.reader.model.tokenizer(said[-1].text, add_special_tokens=False)["input_ids"]
+            self._answered, self._spoke = perplexity(self.reader, self._answer), True
+        return said
+
+    def _asked(self, request: str) -> Said | None:
+        question = worded(self.reader, request)
+        text = "".join(self.reader.reply(question, remember=False, max_new=MAX_NEW)).strip()
+        before, self._before[request] = self._before.get(request), text
+        return None if not text or _NOTHING.fullmatch(text) or text == before else Said(text, request)
+
+    def _signs(self, t: float, change: float) -> Signs:
+        silence, prefers, fits = None, True, None
+        logits = self.reader.logits
+        if self.in_stream and logits is not None:
+            ends = sorted(end_tokens(self.reader))  # type: ignore[arg-type]
+            if not ends:
+                raise InputError(
+                    f"{self.reader.model.name} has no token for silence: choose --trigger change or every."
+                )
+            silence = float(torch.softmax(logits.float(), -1)[ends].sum())
+            prefers = int(logits.argmax()) in ends
+        if "perplexity" in self.trigger.needs and self._answer:
+            fits = perplexity(self.reader, self._answer)
+        return Signs(t, change, silence, prefers, fits, self._spoke, self._answered)
+
+
+def worded(reader: Reader, text: str) -> str:
+    """A question as it is put: on a line of its own where the model has no turns."""
+    return text if reader.turns is not None or text.startswith("\n") else f"\n{text}"
+
+
+def request_of(text: str) -> str:
+    """`--tell-me-when TEXT` as a sentence: Tell me when TEXT."""
+    text = text.strip()
+    if not re.match(r"tell me\b", text, re.IGNORECASE):
+        text = f"Tell me when {text}"
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def perplexity(reader: Reader, ids: Sequence[int]) -> float:
+    """Of these tokens as an answer here and now; the session is as before."""
+    session = reader
+    mark = session.mark(max_new=len(ids) + 8)  # type: ignore[attr-defined]
+    total = 0.0
+    try:
+        for token in ids:
+            assert session.logits is not None
+            total -= float(torch.log_softmax(session.logits.float(), -1)[token])
+            session.decode(token)  # type: ignore[attr-defined]
+    finally:
+        session.rollback(mark)  # type: ignore[attr-defined]
+        session.commit(mark)  # type: ignore[attr-defined]
+    return math.exp(min(total / max(1, len(ids)), 700.0))
+
+
+def _holds(reader: Reader, index: int) -> bool:
+    return any(index in view.seen for view in reader.memory.view())

@@ -1,0 +1,224 @@
+"""The loop of a watcher: order of events, exact question times, honest refusals, bounded queues."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from penstock.core import Frame, RealClock, SimulatedClock
+from penstock.errors import UsageError
+from penstock.io.captions import Caption
+from penstock.io.frames import Notice
+from penstock.io.video.world import Generated
+from penstock.reducers import Chain
+from penstock.reducers import parse as reducer
+from penstock.triggers import parse as trigger
+from penstock.watch import Agenda, Event, Limits, Pipeline, Requests, Watch, parse_question, request_of
+from penstock.watch.opening import Sight
+from penstock.watch.questions import about
+from tests.watch.fake import sight, video
+
+
+def watcher(frames: Any, asks: Sequence[str] = (), **given: Any) -> tuple[Watch, list[Event]]:
+    """A watcher over frames (an iterable, or a source) on the fake model."""
+    seen: Sight = given.pop("sight", None) or sight()
+    source = frames if hasattr(frames, "frames") else Generated(frames, "frames", is_endless=False)
+    chain = Chain([reducer(text) for text in given.pop("reduce", ())])
+    clock = given.pop("clock", None) or SimulatedClock()
+    pipeline = Pipeline(
+        source, seen.eyes, chain, clock, policy=given.pop("policy", "wait"), native=given.pop("native", False)
+    )
+    requests = Requests(given.pop("requests", ()), trigger(given.pop("trigger", "change")), seen.reader)
+    events: list[Event] = []
+    agenda = Agenda([parse_question(text, i) for i, text in enumerate(asks)])
+    return Watch(pipeline, seen.eyes, seen.reader, requests, agenda, emit=events.append, **given), events
+
+
+def test_questions_have_every_frame_up_to_their_second_and_none_behind() -> None:
+    seen = sight(budget=512)
+    asked: list[tuple[str, float]] = []
+
+    def reply(question: str | None = None, **_: Any) -> Iterator[str]:
+        asked.append((str(question).strip(), seen.eyes.read_at[-1]))  # type: ignore[attr-defined]
+        yield "so"
+
+    seen.reader.reply = reply  # type: ignore[method-assign]
+    watch, events = watcher(
+        video(9), ["late@3", "at two@2.0", "between@1.7", "first@0", "again@2", "end", "beyond@99"], sight=seen
+    )
+    for _ in watch.run():
+        pass
+    assert asked == [("first", 0.0), ("between", 1.5), ("at two", 2.0), ("again", 2.0), ("late", 3.0), ("end", 4.0)]
+    assert [e.t for e in events] == [0.0, 1.7, 2.0, 2.0, 3.0, 4.0, 4.0]
+    assert events[-2].text == "not seen: the stream ended at 4.0 s, before 99.0 s."
+    assert (watch.counts.frames, watch.counts.tokens_kept, watch.counts.answers, watch.ended) == (9, 36, 7, "source")
+
+
+def test_what_is_not_there_is_said_honestly_and_the_session_lives_on() -> None:
+    asks = ["What was there at 1 s?@20", "What was there at 0:19?@20", "What is there at 30 seconds?@20", "Now?@20"]
+    watch, events = watcher(video(60), asks, limits=Limits(max_new=2))
+    for _ in watch.run():
+        pass
+    texts = [e.text for e in events]
+    assert texts[0].startswith("no longer in memory")
+    assert texts[2].startswith("not seen yet: the stream is at 20.0 s")
+    assert [e.facts.get("refused", False) for e in events] == [True, False, True, False]
+    assert watch.counts.frames == 60
+
+    nothing, said = watcher([], ["What is there?"])
+    for _ in nothing.run():
+        pass
+    assert said[0].text == "not seen: nothing has been seen yet."
+
+
+def test_the_memory_keeps_what_the_order_of_time_says() -> None:
+    """The tokens of a watch are those of the same things fed one by one."""
+    watch, _ = watcher(video(6), ["What?@1.2"], captions=[Caption(1.0, 2.0, "a bell")], limits=Limits(max_new=1))
+    for _ in watch.run():
+        pass
+    plain = sight()
+    for frame in video(6):
+        if frame.t == 1.5:
+            plain.reader.feed("\na bell\n")
+            "".join(plain.reader.reply("\nWhat?", max_new=1))
+        plain.reader.flush()
+        visual = plain.eyes.encode(frame)
+        plain.eyes.read(visual, Chain().visual(Chain().start(), visual)[1])
+    assert watch.reader.log.digest == plain.reader.log.digest  # type: ignore[attr-defined]
+
+
+def test_reducers_leave_out_frames_and_tokens_and_time_goes_on() -> None:
+    still = [Frame(f.image * 0 + 90, f.t, f.index) for f in video(20)]
+    watch, events = watcher(still, ["What?@7"], reduce=["timechat:by=pixel,threshold=0.01", "scene-change:longest=2"])
+    for _ in watch.run():
+        pass
+    assert (watch.counts.frames, watch.counts.tokens_kept, watch.counts.tokens_dropped) == (5, 4, 16)
+    assert (watch.pipeline.frames_in, watch.pipeline.frames_skipped, events[0].t) == (20, 15, 7.0)
+    assert watch.counts.peak_bytes <= watch.reader.memory.budget_bytes
+
+
+def test_a_slow_model_on_a_real_clock_drops_frames_and_neither_lags_nor_grows() -> None:
+    seen = sight()
+    plain, gate = seen.eyes.encode, threading.Event()
+
+    def slow(frame: Frame) -> Any:
+        gate.wait(5)  # the first picture takes until all others have come
+        return plain(frame)
+
+    seen.eyes.encode = slow  # type: ignore[method-assign]
+
+    class Burst(Generated):
+        def frames(self) -> Iterator[Frame | Notice]:
+            yield from super().frames()
+            gate.set()
+
+    watch, events = watcher(
+        Burst(video(100, 1e9), "burst", is_live=True), sight=seen, clock=RealClock(), policy="drop-oldest"
+    )
+    for _ in watch.run():
+        pass
+    queue = watch.pipeline._raw
+    queue.check()
+    assert queue.longest <= queue.size == 8
+    assert watch.counts.frames + watch.pipeline.frames_dropped == 100
+    assert watch.pipeline.frames_dropped >= 90
+    dropped = [e for e in events if e.kind == "dropped"]
+    assert sum(e.facts["frames"] for e in dropped) == watch.pipeline.frames_dropped
+
+
+def test_trouble_is_an_event_and_an_interruption_ends_with_honest_answers() -> None:
+    class Troubled(Generated):
+        def frames(self) -> Iterator[Frame | Notice]:
+            yield Notice(0.0, "corrupt", "it is damaged here.")
+            yield from super().frames()
+
+    count = 0
+
+    def stopped() -> bool:
+        nonlocal count
+        count += 1
+        return count > 5
+
+    watch, events = watcher(Troubled(video(50), "v"), ["What?@20"], stopped=stopped)
+    for _ in watch.run():
+        pass
+    assert [(e.kind, e.text) for e in events[:1]] == [("error", "it is damaged here.")]
+    assert events[-1].text.startswith("not asked: interrupted")
+    assert (watch.ended, watch.counts.frames) == ("interrupted", 4)
+    deadline = time.monotonic() + 5
+    while any(thread.is_alive() for thread in watch.pipeline._threads) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(thread.is_alive() for thread in watch.pipeline._threads)
+
+
+def test_an_error_of_a_source_ends_the_watch_with_that_error() -> None:
+    def broken() -> Iterator[Frame]:
+        yield from video(3)
+        raise UsageError("the lens cap is on: take it off.")
+
+    watch, _ = watcher(broken())
+    with pytest.raises(UsageError, match="lens cap"):
+        for _ in watch.run():
+            pass
+    assert watch.counts.frames == 3
+
+
+def test_requests_are_told_when_their_answer_turns_positive() -> None:
+    seen = sight()
+    answers = iter(["no", "not yet", "yes, it came", "yes, it came", "nothing", "yes"])
+    seen.reader.reply = lambda *_, **__: iter([next(answers, "no")])  # type: ignore[method-assign]
+    watch, events = watcher(video(8, 1.0), sight=seen, requests=[request_of("it comes")], trigger="every:seconds=1")
+    for _ in watch.run():
+        pass
+    said = [(e.t, e.text) for e in events if e.kind == "announcement"]
+    assert said == [(3.0, "yes, it came"), (6.0, "yes")]
+    assert next(e.question for e in events if e.kind == "announcement") == "Tell me when it comes."
+    assert [e.t for e in events if e.kind == "silence"] == [3.0, 6.0, 7.0]
+
+
+def test_a_model_that_can_be_silent_is_asked_in_the_stream_and_again_when_it_forgot() -> None:
+    seen = sight(budget=24)
+    fed: list[str] = []
+    plain = seen.reader.feed
+    seen.reader.feed = lambda data: (fed.append(data), plain(data))[1]  # type: ignore[method-assign,func-returns-value]
+    watch, events = watcher(video(20), sight=seen, requests=["Tell me when it rains."], trigger="silence:threshold=0")
+    for _ in watch.run():
+        pass
+    assert fed.count("\nTell me when it rains.") >= 2  # 20 frames of 4 tokens push it out of 24 entries
+    assert watch.counts.announcements + sum(e.kind == "silence" for e in events) > 0
+
+
+def test_perplexity_leaves_the_session_as_it_was() -> None:
+    from penstock.watch.speaking import perplexity
+
+    seen = sight(budget=24)
+    for _ in watcher(video(10), sight=seen)[0].run():
+        pass
+    session: Any = seen.reader
+    before, digest = session.logits.clone(), session.log.digest
+    assert perplexity(session, [5, 6, 7]) > 1
+    assert (session.log.digest, bool((session.logits == before).all())) == (digest, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "words"),
+    [("a@1", 1.0, "a"), ("a@b@1:02", 62.0, "a@b"), ("a", float("inf"), "a"), ("a?@ 1:00:00.5", 3600.5, "a?")],
+)
+def test_questions_split_at_the_last_at(text: str, at: float, words: str) -> None:
+    question = parse_question(text)
+    assert (question.at, question.text) == (at, words)
+
+
+@pytest.mark.parametrize("text", ["a@", "a@b", "@5", " @5", "a@-1", "a@1:2:3:4", "a@nan"])
+def test_times_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="TEXT@SECONDS"):
+        parse_question(text)
+
+
+def test_the_second_that_a_question_is_about() -> None:
+    cases = {"at 12 s": 12.0, "What was there around 1:30?": 90.0, "after 2 minutes": 120.0, "at 3 places": None}
+    assert {text: about(text) for text in cases} == cases
