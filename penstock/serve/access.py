@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from penstock.core import Clock, RealClock
 from penstock.errors import InputError
@@ -25,6 +26,7 @@ from penstock.serve.refusal import Refusal
 OPEN = frozenset({"/", "/console", "/health"})  # need no token
 OPEN_BELOW = "/console/"  # the files of the page
 _KNOWN = 10_000  # callers whose rate is remembered
+_IN_PROTOCOL = "openai-insecure-api-key."
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -45,13 +47,21 @@ class Bucket:
 
     def take(self) -> float:
         """Take one; returns 0, or the seconds until there is one again."""
-        now = self._clock.now()
-        rate = self.per_minute / 60
-        self._left, self._at = min(float(self.per_minute), self._left + (now - self._at) * rate), now
+        self._fill()
         if self._left >= 1:
             self._left -= 1
             return 0.0
-        return (1 - self._left) / rate
+        return (1 - self._left) * 60 / self.per_minute
+
+    def left(self) -> tuple[int, float]:
+        """How many may come now, and the seconds until it is full again."""
+        self._fill()
+        return int(self._left), round((self.per_minute - self._left) * 60 / self.per_minute, 3)
+
+    def _fill(self) -> None:
+        now = self._clock.now()
+        self._left = min(float(self.per_minute), self._left + (now - self._at) * self.per_minute / 60)
+        self._at = now
 
 
 def read_tokens(path: Path) -> dict[bytes, Caller]:
@@ -106,15 +116,26 @@ class Access:
         if path in OPEN or path.startswith(OPEN_BELOW):
             return Caller()
         caller = self._caller(headers)
-        rate = caller.requests or self.requests
-        if rate is not None:
-            wait = self._bucket((caller.name, "" if self.tokens else address), rate).take()
-            if wait > 0:
-                raise Refusal(
-                    f"more than {rate} requests a minute: try again in {wait:.1f} seconds.", 429,
-                    code="rate_limit_exceeded", retry_after=wait,
-                )  # fmt: skip
+        self.take(caller, address)
         return caller
+
+    def take(self, caller: Caller, address: str) -> None:
+        """Count one request, or a Refusal (429)."""
+        bucket = self._bucket(caller, address)
+        wait = 0.0 if bucket is None else bucket.take()
+        if bucket is not None and wait > 0:
+            raise Refusal(
+                f"more than {bucket.per_minute} requests a minute: try again in {wait:.1f} seconds.", 429,
+                code="rate_limit_exceeded", retry_after=wait,
+            )  # fmt: skip
+
+    def rates(self, caller: Caller, address: str) -> list[dict[str, Any]]:
+        """The limits of a caller as the Realtime protocol shows them; empty if there are none."""
+        bucket = self._bucket(caller, address)
+        if bucket is None:
+            return []
+        left, seconds = bucket.left()
+        return [{"name": "requests", "limit": bucket.per_minute, "remaining": left, "reset_seconds": seconds}]
 
     def _check_origin(self, headers: Mapping[str, str]) -> None:
         """Pages of other sites may not use a server that trusts its own machine; other origins are off by default."""
@@ -130,7 +151,7 @@ class Access:
     def _caller(self, headers: Mapping[str, str]) -> Caller:
         if self.tokens is None:
             return Caller()
-        scheme, _, token = headers.get("authorization", "").partition(" ")
+        scheme, _, token = (headers.get("authorization") or _offered(headers)).partition(" ")
         caller = self.tokens.get(_hash(token.strip())) if scheme.lower() == "bearer" else None
         if caller is None:
             raise Refusal(
@@ -139,12 +160,24 @@ class Access:
             )  # fmt: skip
         return caller
 
-    def _bucket(self, key: tuple[str, str], rate: int) -> Bucket:
+    def _bucket(self, caller: Caller, address: str) -> Bucket | None:
+        rate = caller.requests or self.requests
+        if rate is None:
+            return None
+        key = (caller.name, "" if self.tokens else address)
         bucket = self._buckets.pop(key, None) or Bucket(rate, self._clock)
         self._buckets[key] = bucket
         if len(self._buckets) > _KNOWN:
             self._buckets.popitem(last=False)
         return bucket
+
+
+def _offered(headers: Mapping[str, str]) -> str:
+    """A token among the subprotocols of a WebSocket: pages cannot set headers there."""
+    for name in headers.get("sec-websocket-protocol", "").split(","):
+        if name.strip().startswith(_IN_PROTOCOL):
+            return f"Bearer {name.strip().removeprefix(_IN_PROTOCOL)}"
+    return ""
 
 
 def _name(host: str) -> str:

@@ -14,8 +14,9 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from penstock.serve import openai, streams
 from penstock.serve.access import Access
@@ -23,6 +24,7 @@ from penstock.serve.console import console_routes
 from penstock.serve.house import House
 from penstock.serve.http import Endpoint, Limits, Server, guarded, refused, server_of
 from penstock.serve.metrics import Metrics
+from penstock.serve.realtime.line import nowhere, realtime
 from penstock.serve.refusal import Refusal, refusal_of
 
 STUCK = 120.0  # seconds without a step, though there is work, after which the server calls itself ill
@@ -36,6 +38,9 @@ class Guard:
         self.app, self.server = app, server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._connect(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -56,6 +61,16 @@ class Guard:
         finally:
             route = scope.get("route")
             self.server.metrics.requests.labels(getattr(route, "path", "other"), str(status)).inc()
+
+    async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket: refused before it is open, with the same statuses and bodies."""
+        address = scope["client"][0] if scope.get("client") else ""
+        try:
+            scope["caller"] = self.server.access.admit(scope["path"], Headers(scope=scope), address)
+            await self.app(scope, receive, send)
+        except Refusal as refusal:
+            self.server.metrics.requests.labels("websocket", str(refusal.status)).inc()
+            await WebSocket(scope, receive, send).send_denial_response(refused(refusal))
 
 
 async def health(request: Request) -> Response:
@@ -89,7 +104,7 @@ async def metrics(request: Request) -> Response:
     return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _routes() -> list[Route]:
+def _routes() -> list[BaseRoute]:
     one = "/v1/sessions/{id}"
     table: list[tuple[str, str, Callable[..., Any]]] = [
         ("/health", "GET", health),
@@ -107,7 +122,8 @@ def _routes() -> list[Route]:
         (f"{one}/save", "POST", streams.save),
     ]
     served = [Route(path, guarded(endpoint), methods=methods.split()) for path, methods, endpoint in table]
-    return [*served, *console_routes()]
+    sockets = [WebSocketRoute("/v1/realtime", realtime), WebSocketRoute("/{path:path}", nowhere)]
+    return [*served, *console_routes(), *sockets]
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:

@@ -14,6 +14,8 @@ class Finished:
     reason: str
     question_tokens: int
     tokens: int
+    kept: int = 0  # tokens of the answer that stay in the stream
+    answers: int = 0  # of the session by then
 
 
 Deliver = Callable[[str | Finished | BaseException], None]

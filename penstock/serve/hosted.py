@@ -16,7 +16,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from penstock.errors import PenstockError
@@ -43,11 +44,13 @@ class Hosted:
         self.stream: Any = None
         self.is_live = False  # the stream has got every record
         self.is_waking = False
+        self.is_taken = False  # by a Realtime connection
         self.is_closed = False
         self.backlog: deque[Record] = deque()
         self.asked: dict[int, Asked] = {}  # by the number of the question's record
         self.answers: dict[int, dict[str, Any]] = {}  # of questions in the backlog
         self.failure: BaseException | None = None
+        self.answered = 0  # answers that were counted here
         self.differing = 0  # replayed answers that came out with another number of tokens
         self._number = 0
         self._replayed_since = time.monotonic()
@@ -85,8 +88,10 @@ class Hosted:
         threading.Thread(target=self.pump, args=(record.number, asked), name=f"ask-{self.id}", daemon=True).start()
         return asked
 
-    def ask_aside(self, question: str | None, raw: bool, sampling: dict[str, Any], deliver: Deliver) -> Asked:
-        """The same on a fork that is dropped: the stream remembers nothing of it."""
+    def ask_aside(
+        self, question: str | None, raw: bool, sampling: dict[str, Any], deliver: Deliver, ids: Sequence[int] = ()
+    ) -> Asked:  # fmt: skip
+        """The same on a fork that is dropped, behind token `ids`: the stream remembers nothing of it."""
         with self.lock:
             self._check_settled()
             branch = self.stream.fork()
@@ -94,6 +99,8 @@ class Hosted:
 
         def run() -> None:
             try:
+                if ids:
+                    branch.append(ids)
                 asked.take(branch.ask(question, raw=raw, **sampling))
                 finished = asked.read()
             except BaseException as error:
@@ -123,6 +130,8 @@ class Hosted:
                     kept = self.stream.status().tokens - (self.tally.tokens if before is None else before)
                     self.tally.answer(kept)
                     self._write("answer", {"of": number, "kept": kept, "finish": event.reason}, b"", state)
+                    self.answered += 1
+                    event = replace(event, kept=kept, answers=self.answered)
             except PenstockError as error:
                 event = error
             self.asked.pop(number, None)
@@ -259,6 +268,7 @@ class Hosted:
             "memory_bytes": 0 if status is None else status.memory_bytes,
             "lag_ms": round(lag, 3),
             "loss": None if status is None else status.loss,
+            "seconds": 0.0 if status is None else round(status.seconds, 6),
             "place": "disk"
             if status is None and self.folder is not None
             else "new"

@@ -99,13 +99,13 @@ class House:
 
     # -- sessions -----------------------------------------------------------------------------------------------
 
-    def create(self, id: str | None, owner: str) -> Hosted:
-        """A new session."""
+    def create(self, id: str | None, owner: str, is_kept: bool = True) -> Hosted:
+        """A new session; one that is not kept ends with the server, or with its connection."""
         with self._named(id) as name:
             created = time.time()
             tally = Tally(self.model.tokenizer)
             folder = None
-            if self.root is not None:
+            if self.root is not None and is_kept:
                 folder = Folder.make(self.root / name, self._about(owner, created, tally))
             hosted = Hosted(self.engine, name, owner, created, tally, folder)
             try:

@@ -20,6 +20,7 @@ from penstock.serve.asked import Asked, Deliver, Finished
 from penstock.serve.house import House
 from penstock.serve.metrics import Metrics
 from penstock.serve.refusal import Refusal, refusal_of, stopping
+from penstock.serve.wire import whole_text
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -33,6 +34,8 @@ class Limits:
     body_bytes: int = 8 << 20  # of a JSON body
     body_seconds: float = 60.0  # in which a JSON body must have come
     pending_bytes: int = 4 << 20  # of a session; an append beyond waits
+    event_bytes: int = 8 << 20  # of one message of a WebSocket
+    lines: int = 1000  # WebSockets open at once
     answers: int = 64  # under way at once
     sessions: int = 10_000
     requests: int | None = None  # a minute, of a caller whose token has no rate of its own
@@ -51,6 +54,7 @@ class Server:
     limits: Limits
     started: float = field(default_factory=time.time)
     answering: int = 0  # on the event loop only
+    lines: int = 0  # Realtime connections, too
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     _seen: tuple[int, float] = field(default_factory=lambda: (-1, time.monotonic()))
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, "penstock-serve"))
@@ -80,6 +84,12 @@ class Server:
         """On the event loop: nothing new is begun, what has no end is ended."""
         self.house.begin_drain()
         self.draining.set()
+
+    async def lines_closed(self) -> None:
+        """Wait until the Realtime connections have said their last events, as long as a drain may take."""
+        deadline = time.monotonic() + self.limits.drain_seconds
+        while self.lines and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
 
 
 def server_of(request: Request) -> Server:
@@ -141,42 +151,79 @@ async def json_body(request: Request) -> Any:
     if not body:
         return {}
     try:
-        return json.loads(body, parse_constant=_refuse_constant)
+        value = json.loads(body, parse_constant=_refuse_constant)
+        whole_text(bytes(body), value)
     except (ValueError, RecursionError):
         raise Refusal("the body is not JSON: send a JSON object in UTF-8.", code="invalid_json") from None
+    return value
 
 
-async def events(
-    request: Request, start: Callable[[Deliver], Asked]
-) -> AsyncGenerator[str | Finished, None]:  # fmt: skip
-    """Pieces of an answer, then Finished; raises what ended it early.  Closing it lets go of the answer."""
-    server, loop = server_of(request), asyncio.get_running_loop()
-    ready: asyncio.Queue[str | Finished | BaseException] = asyncio.Queue()
+class Hearing:
+    """Pieces of one answer as they come, then Finished; raises what ended it early.  Who makes one closes it."""
 
-    def deliver(event: str | Finished | BaseException) -> None:
+    def __init__(self, server: Server, start: Callable[[Deliver], Asked]) -> None:
+        self._server, self._start, self._loop = server, start, asyncio.get_running_loop()
+        self._ready: asyncio.Queue[str | Finished | BaseException] = asyncio.Queue()
+        self._asked: Asked | None = None
+        self._is_closed = self._is_over = False
+        self._before, self._is_first = time.perf_counter(), True
+
+    def _deliver(self, event: str | Finished | BaseException) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(ready.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._ready.put_nowait, event)
 
-    metrics, before, is_first = server.metrics, time.perf_counter(), True
-    asked = await server.blocking(lambda: start(deliver))
-    try:
-        while True:
-            event = await ready.get()
-            if isinstance(event, BaseException):
-                metrics.answers.labels("error").inc()
-                raise event
-            if isinstance(event, Finished):
-                metrics.answers.labels(event.reason).inc()
-                metrics.tokens.labels("question").inc(event.question_tokens)
-                metrics.tokens.labels("answer").inc(event.tokens)
-                yield event
-                return
+    async def begin(self) -> None:
+        """Ask; a refusal is raised here.  Who stops waiting and closes ends the answer all the same."""
+
+        def work() -> None:
+            self._asked = self._start(self._deliver)
+            if self._is_closed:
+                self._asked.cancel()
+
+        await self._server.blocking(work)
+
+    def __aiter__(self) -> Hearing:
+        return self
+
+    async def __anext__(self) -> str | Finished:
+        if self._is_over:
+            raise StopAsyncIteration
+        event, metrics = await self._ready.get(), self._server.metrics
+        if isinstance(event, str):
             now = time.perf_counter()
-            (metrics.first if is_first else metrics.between).observe(now - before)
-            before, is_first = now, False
+            (metrics.first if self._is_first else metrics.between).observe(now - self._before)
+            self._before, self._is_first = now, False
+            return event
+        self._is_over = True
+        if isinstance(event, BaseException):
+            metrics.answers.labels("error").inc()
+            raise event
+        metrics.answers.labels(event.reason).inc()
+        metrics.tokens.labels("question").inc(event.question_tokens)
+        metrics.tokens.labels("answer").inc(event.tokens)
+        return event
+
+    def end(self) -> None:
+        """End the answer where it is; what it said so far and Finished still come."""
+        if self._asked is not None:
+            self._asked.end()
+
+    def close(self) -> None:
+        """Let go of the answer."""
+        self._is_closed = True
+        if self._asked is not None:
+            self._asked.cancel()
+
+
+async def events(server: Server, start: Callable[[Deliver], Asked]) -> AsyncGenerator[str | Finished, None]:
+    """What a Hearing says; closing it lets go of the answer."""
+    hearing = Hearing(server, start)
+    try:
+        await hearing.begin()
+        async for event in hearing:
             yield event
     finally:
-        asked.cancel()
+        hearing.close()
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 from penstock.serve.house import House
@@ -26,6 +26,7 @@ class Metrics:
         seconds = {"buckets": _SECONDS, **given}
         self.first = Histogram("penstock_first_piece_seconds", "From a question to its first text.", **seconds)
         self.between = Histogram("penstock_between_pieces_seconds", "Between two pieces of one answer.", **seconds)
+        self.lines = Gauge("penstock_realtime_connections", "Realtime connections that are open.", **given)
         self.registry.register(_Sessions(house))
 
     def page(self) -> bytes:

@@ -46,12 +46,6 @@ def text_tokens(tokenizer: Any, text: str) -> list[int]:
     return encoder.feed(text) + encoder.flush()
 
 
-def behind_beginning(tokenizer: Any, ids: Sequence[int]) -> list[int]:
-    """Ids without those that begin every stream of this tokenizer: the stream has them of its own."""
-    prefix = TextEncoder(tokenizer).prefix_ids
-    return list(ids[len(prefix) :] if tuple(ids[: len(prefix)]) == prefix else ids)
-
-
 def prompts_of(tokenizer: Any, prompt: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
     """The prompts of a completion, each as ids."""
     if isinstance(prompt, str):

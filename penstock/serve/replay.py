@@ -5,6 +5,7 @@ from __future__ import annotations
 from penstock.serve.asked import Asked
 from penstock.serve.hosted import COMPACT, Hosted
 from penstock.serve.journal import Record
+from penstock.serve.saying import replay_parts
 
 
 def wake(hosted: Hosted) -> None:
@@ -34,6 +35,9 @@ def _replay(hosted: Hosted, record: Record) -> None:
     elif record.kind == "truncate":
         hosted.stream.drained(None)
         hosted.stream.truncate(record.head["to"])
+        replay_parts(hosted, record.head)
+    elif record.kind == "say":
+        replay_parts(hosted, record.head)
     elif record.kind == "ask":
         _replay_ask(hosted, record)
 

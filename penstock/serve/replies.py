@@ -14,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 from penstock.serve.asked import Asked, Deliver, Finished
 from penstock.serve.chunks import DONE, Shape, event
 from penstock.serve.http import events, log, server_of, unless_gone
-from penstock.serve.prompt import behind_beginning
 from penstock.serve.refusal import refusal_of
 from penstock.serve.wire import DEFAULT_NEW, Sampled
 
@@ -43,7 +42,7 @@ def once(engine: Any, prompt: Sequence[int], sampling: dict[str, Any]) -> Start:
             stream = None
             try:
                 stream = engine.open()
-                stream.append(behind_beginning(engine.model.tokenizer, prompt))
+                stream.append(list(prompt))
                 asked.take(stream.ask(None, raw=True, **sampling))
                 finished = asked.read()
                 asked.tell(Finished(finished.reason, len(prompt), finished.tokens))
@@ -64,7 +63,7 @@ async def _documents(
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Everything that is said of all choices, in order; `shared` choices come from one prompt."""
     for index, start in enumerate(starts):
-        async with contextlib.aclosing(events(request, start)) as happening:
+        async with contextlib.aclosing(events(server_of(request), start)) as happening:
             is_begun = False
             async for what in happening:
                 if not is_begun:

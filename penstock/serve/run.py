@@ -21,7 +21,9 @@ class HttpServer(uvicorn.Server):
     def __init__(self, app: Any, listener: socket.socket, on_ready: Callable[[str], None] | None = None) -> None:
         grace = app.state.server.limits.drain_seconds
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, ws="none", http="h11", lifespan="on", loop="asyncio",
+            app, log_config=None, access_log=False, http="h11", lifespan="on", loop="asyncio",
+            ws="websockets-sansio", ws_max_size=app.state.server.limits.event_bytes, ws_per_message_deflate=False,
+            ws_ping_interval=20.0, ws_ping_timeout=60.0,
             timeout_graceful_shutdown=max(1, round(grace)), server_header=False, h11_max_incomplete_event_size=1 << 16,
             limit_concurrency=4096, backlog=1024, timeout_keep_alive=75,
         )  # fmt: skip
@@ -41,6 +43,7 @@ class HttpServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._server.begin_drain()  # answers end with their next piece, so that connections do
+        await self._server.lines_closed()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager

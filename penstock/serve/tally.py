@@ -7,6 +7,7 @@ a stream before the model has read it.  Free of I/O.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from penstock.models.chat import Turns, turns
@@ -24,6 +25,7 @@ class Tally:
         self.bytes = 0  # ever appended
         self._in_answer = False
         self._turns_from: int | None = None
+        self.said = ""  # how the last message ended (realtime/script.py)
         if state is not None:
             self.load_state_dict(state)
 
@@ -37,6 +39,17 @@ class Tally:
         self.bytes += len(data)
         self.tokens += len(self._encoder.feed(data))
 
+    def flushed(self) -> list[int]:
+        """What was held back is settled, because token ids follow; returns those that begin the stream, if it does."""
+        before, ids = self.tokens, self._encoder.flush()
+        self.tokens += len(ids)
+        return ids if before == 0 and ids == list(self._encoder.prefix_ids) else []
+
+    def say(self, ids: Sequence[int]) -> int:
+        """Token ids of a message follow; returns the length behind them."""
+        self.tokens += len(ids)
+        return self.tokens
+
     def ask(self, question: str | None, raw: bool) -> int:
         """A question was put; returns how many tokens it added, what was held back included."""
         before = self.tokens
@@ -47,7 +60,7 @@ class Tally:
                 self._turns_from = self.tokens
             self.tokens += self._count(around.between if self._in_answer else around.opening)
             self.tokens += len(self._encoder.feed(question) + self._encoder.flush()) + self._count(around.asking)
-            self._in_answer = True
+            self._in_answer, self.said = True, "answered"
         elif question is not None:
             self.tokens += len(self._encoder.feed(question) + self._encoder.flush())
         return self.tokens - before
@@ -61,6 +74,8 @@ class Tally:
 
     def truncate(self, length: int) -> None:
         """The stream was cut to `length` tokens; what was held back is dropped."""
+        if length == 0:
+            self.said = ""
         if length == 0 < self.tokens:
             self._encoder = TextEncoder(self._tokenizer)
             self._in_answer, self._turns_from = False, None
@@ -77,6 +92,7 @@ class Tally:
             "tokens": self.tokens,
             "bytes": self.bytes,
             "turn": [self._in_answer, self._turns_from],
+            "said": self.said,
             "encoder": self._encoder.state_dict(),
         }
 
@@ -84,4 +100,5 @@ class Tally:
         """The inverse of state_dict."""
         self.tokens, self.bytes = int(state["tokens"]), int(state["bytes"])
         self._in_answer, self._turns_from = bool(state["turn"][0]), state["turn"][1]
+        self.said = state.get("said", "")
         self._encoder.load_state_dict(state["encoder"])

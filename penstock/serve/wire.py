@@ -6,6 +6,8 @@ and ignored; those that would have to change the answer and cannot are refused b
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -137,6 +139,12 @@ class TruncateBody(Body):
 
 class EmptyBody(Body):
     """POST /v1/sessions/{id}/save."""
+
+
+def whole_text(data: str | bytes, value: Any) -> None:
+    """Raise ValueError if JSON has half a surrogate pair in a string: it is no text and could not be sent back."""
+    if re.search(r"\\u[dD][89a-fA-F]" if isinstance(data, str) else rb"\\u[dD][89a-fA-F]", data):
+        json.dumps(value, ensure_ascii=False).encode()
 
 
 def checked(kind: type[T], value: Any) -> T:
