@@ -13,6 +13,7 @@ import typer
 import typer.main
 
 from penstock import PenstockError, __version__
+from penstock.cli.chat import ChatOptions, chat
 from penstock.cli.check import CheckOptions, check
 from penstock.cli.compare import CompareOptions, compare
 from penstock.cli.derive import Aborted, command_of
@@ -44,6 +45,7 @@ _COMMANDS: tuple[tuple[type[Any], Callable[[Any], int | None]], ...] = (
     (InspectOptions, inspect),
     (DoctorOptions, doctor),
     (ServeOptions, serve),
+    (ChatOptions, chat),
 )
 for _options, _function in _COMMANDS:
     app.command()(command_of(_options)(_function))

@@ -55,7 +55,7 @@ class AsyncAnswer:
 
     async def _read(self) -> AsyncIterator[str]:
         try:
-            async for data in self._response.aiter_raw():
+            async for data in self._response.aiter_bytes():
                 for piece in self._reader.feed(data):
                     yield piece
                 if self._reader.is_over:

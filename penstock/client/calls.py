@@ -15,6 +15,7 @@ from penstock.errors import InputError, UsageError
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 PIECE = 1 << 16  # bytes of an upload that are sent at once
+HALF = "the text has half a character (a lone surrogate): decode it with errors='replace'."
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PATIENCE = 10.0  # seconds that a retry waits at most
 
@@ -27,6 +28,14 @@ class Call:
     path: str
     body: dict[str, Any] | None = None
     is_safe: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            json.dumps(self.body, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:
+            raise InputError(HALF) from None
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"the request cannot be written as JSON ({error}): check its values.") from None
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ def path_of(id: str, what: str = "") -> str:
     """The path of a session."""
     if not id or id in (".", ".."):
         raise UsageError(f"a session cannot be called {id!r}: give its id.")
-    return f"/v1/sessions/{quote(id, safe='')}{what}"
+    return f"/v1/sessions/{quote(encoded(id), safe='')}{what}"
 
 
 def create_call(id: str | None) -> Call:
@@ -95,9 +104,7 @@ def encoded(part: str | bytes) -> bytes:
         try:
             return part.encode()
         except UnicodeEncodeError:
-            raise InputError(
-                "the text has half a character (a lone surrogate): decode it with errors='replace'."
-            ) from None
+            raise InputError(HALF) from None
     if isinstance(part, (bytes, bytearray, memoryview)):
         return bytes(part)
     raise UsageError(f"a {type(part).__name__} cannot be appended: give str, bytes or chunks of them.")
@@ -132,10 +139,10 @@ class Reader:
         self.is_over = False
         self._rest = b""
 
-    def feed(self, data: bytes) -> list[str]:
-        """Pieces that became whole; raises Refused when the server tells of a failure."""
+    def feed(self, data: bytes) -> Iterator[str]:
+        """Pieces that became whole; then raises Refused if the server tells of a failure."""
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [piece for line in lines if (piece := self._line(line.rstrip(b"\r")))]
+        return (piece for line in lines if (piece := self._line(line.rstrip(b"\r"))))
 
     def _line(self, line: bytes) -> str:
         if not line.startswith(b"data:"):

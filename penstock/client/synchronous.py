@@ -42,7 +42,7 @@ class Answer:
 
     def _read(self) -> Iterator[str]:
         try:
-            for data in self._response.iter_raw():
+            for data in self._response.iter_bytes():
                 yield from self._reader.feed(data)
                 if self._reader.is_over:
                     return
