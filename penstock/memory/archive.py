@@ -25,6 +25,7 @@ from penstock.memory.frames import Frame
 from penstock.memory.parts import Additive, Part, Place, Query, Readable, State, Unit, refuse_alibi
 from penstock.memory.retrieval import Mean, Selector
 from penstock.memory.tiers import Tiers
+from penstock.memory.tiers.disk import slot_bytes
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,13 @@ class Archive(Part):
         return self.entries * place.entry_bytes() + table
 
     def check(self, place: Place) -> None:
-        """Raw keys must mean something by themselves, and the tiers must hold a few blocks."""
+        """Raw keys must mean something by themselves."""
         refuse_alibi(place, "an archive")
-        none = Archived.none(place, self.block, self.select, self.by_head)
-        if self.tiers.ram < (need := none.least):
-            raise BudgetError(
-                f"{self.tiers.ram} bytes of main memory cannot hold a block of each layer: give ram={2 * need} or more."
-            )
+
+    def least(self, place: Place) -> tuple[int, int]:
+        """Bytes of main memory and of disk without which one archive is worth nothing."""
+        sizes = Archived.none(place, self.block, self.select, self.by_head).sizes
+        return sizes.least, sizes.each * slot_bytes(sizes.row)
 
     def begin(self, place: Place) -> State:
         """Nothing."""

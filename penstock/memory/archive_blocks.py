@@ -1,141 +1,77 @@
-"""The blocks of one archive as a value: ids in a block store, their summaries, and nothing that ever changes.
+"""The blocks of one archive as a value: ids in a block store, what finds them, and nothing that ever changes.
 
 A block's bytes hold keys, values, indices seen, kinds and places of its entries, head by head, so that what comes back
-from a disk is complete.  Handles with a common past share the store's blocks and the rows of their summaries.
+from a disk is complete.  Main memory holds, for every block, its places in the lists of an index (block_index.py), and
+summaries of the newest blocks only, those of the *open run*; older ones are made again from the keys of the few blocks
+that the index proposes.  Handles with a common past share all of it.
+
+    blocks      0 ........................ base ............. count
+                  index ──► keys of some      summaries of all
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count as counter
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from penstock.errors import CompositionError
+from penstock.memory.archive_layout import Layout, Rows
+from penstock.memory.block_index import CENTRES, BlockIndex, Run, number
 from penstock.memory.entries import Entries
 from penstock.memory.parts import Place
-from penstock.memory.retrieval import GROUP, Selector, search, shares
+from penstock.memory.retrieval import Selector, shares
 from penstock.memory.tiers import BlockStore
-from penstock.memory.tiers.pool import Line
-from penstock.memory.vector import Vector
 
-_FLAT = 1024  # blocks that are all scored, for the one choice per unit while reading
-_ASKED = 8192  # and for a question, which is rare and wants the right block
+_RUN = 16384  # entries in a run, where main memory allows it
+_LEAST = 16  # blocks in a run
+_SHARE = 4  # of an archive's main memory, one part in so many is for the summaries of the open run
+_LOOK = 4  # blocks that are looked at for one that is read
+_JOIN = 8  # runs are joined up to this part of the capacity
 _SERIAL = counter()
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows on the host that only grow: a common base, and what was added after parting from others who share it."""
+class Sizes(NamedTuple):
+    """What an archive takes of main memory."""
 
-    base: Vector
-    own: Vector
+    row: int  # bytes of a row of its store
+    each: int  # rows per block
+    summary: int  # bytes of a block's summary
+    listed: int  # bytes of a block in the index
 
-    @staticmethod
-    def empty(shape: tuple[int, ...]) -> Rows:
-        """Nothing yet."""
-        return Rows(Vector.empty(shape, torch.float32), Vector.empty(shape, torch.float32))
-
-    @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """All rows, in one or two pieces."""
-        return tuple(v.data for v in (self.base, self.own) if len(v)) or (self.base.data,)
-
-    def __len__(self) -> int:
-        return len(self.base) + len(self.own)
-
-    def append(self, more: Tensor) -> Rows:
-        """With `more` behind."""
-        if not len(self.own) and self.base.buffer.used == len(self.base):
-            return Rows(self.base.append(more), self.own)
-        if len(self.own) <= max(GROUP, len(self.base) // 4):
-            return Rows(self.base, self.own.append(more))
-        return self.from_row(0).append(more)
-
-    def from_row(self, first: int) -> Rows:
-        """The rows from `first` on, in a buffer of their own."""
-        none = Rows.empty(tuple(self.base.buffer.data.shape[1:]))
-        return Rows(none.base.append(torch.cat(self.parts)[first:]), none.own)
+    def fixed(self, run: int, centres: int) -> int:
+        """Bytes of what does not grow: summaries and codes of an open run, centres, and lists of a run to come."""
+        return run * (self.summary + 2 * self.listed) + centres
 
     @property
-    def buffers(self) -> tuple[Any, ...]:
-        return (self.base.buffer, self.own.buffer)
+    def least(self) -> int:
+        """Bytes with which an archive is worth something."""
+        return _LEAST * (_SHARE * (self.summary + 3 * self.listed) + 2 * self.row * self.each)
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the columns of `heads` heads of a block lie in its bytes."""
-
-    place: Place
-    block: int
-    heads: int
-
-    def _columns(self) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
-        layer, shape = self.place.layer, (self.heads, self.block)
-        yield "seen", torch.int64, shape
-        if self.place.placed:
-            yield "place", torch.int64, shape
-        yield "key", self.place.dtype, (*shape, layer.key_width)
-        yield "value", self.place.dtype, (*shape, layer.value_width)
-        yield "kind", torch.uint8, shape
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one row, a multiple of 8 so that all columns are aligned."""
-        return -(-sum(_size(dtype, shape) for _, dtype, shape in self._columns()) // 8) * 8
-
-    def pack(self, entries: Entries) -> Tensor:
-        """[n, nbytes] uint8 of entries [heads, n * block]."""
-        blocks = len(entries) // self.block
-        out = torch.zeros(blocks, self.nbytes, dtype=torch.uint8)
-        start = 0
-        for name, dtype, shape in self._columns():
-            column = getattr(entries, name).cpu().unflatten(1, (blocks, self.block)).transpose(0, 1).contiguous()
-            size = _size(dtype, shape)
-            out[:, start : start + size] = column.reshape(blocks, -1).view(torch.uint8)
-            start += size
-        return out
-
-    def unpack(self, rows: Tensor, shift: int) -> Entries:
-        """Entries [H, n * block] of rows [n, nbytes], or of [H, n, nbytes] with a head in each; indices moved."""
-        found: dict[str, Tensor] = {}
-        start = 0
-        for name, dtype, shape in self._columns():
-            size = _size(dtype, shape)
-            column = rows[..., start : start + size].view(dtype)
-            column = column.unflatten(-1, shape)
-            column = column.transpose(0, 1) if rows.dim() == 2 else column[:, :, 0]  # [H, n, block, ...]
-            found[name] = column.flatten(1, 2)
-            start += size
-        device = self.place.device
-        place = found["place"] + shift if self.place.placed else None
-        return Entries(
-            found["key"].to(device), found["value"].to(device), found["seen"] + shift, found["kind"], place
-        )  # fmt: skip
-
-
-def _size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    size = dtype.itemsize
-    for n in shape:
-        size *= n
-    return size
+    def run(self, share: int, block: int) -> int:
+        """Blocks of a run, a power of two."""
+        most = min(max(_LEAST, _RUN // block), max(1, share // _SHARE // self.summary))
+        return max(_LEAST, 1 << most.bit_length() - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Archived:
-    """`count` sealed blocks: their store, from `first` on their summaries, and boxes of each whole group of 64."""
+    """`count` sealed blocks: their store, the index of those before `base`, summaries of the others."""
 
     layout: Layout
     selector: Selector
     apart: bool  # each head reads blocks of its own
     store: BlockStore | None = None
     count: int = 0
-    first: int = 0
-    summary: Rows = field(default=None)  # type: ignore[assignment]
-    coarse: Rows = field(default=None)  # type: ignore[assignment]
+    run: int = 0  # blocks in a run, settled when the store is opened
+    summary: Rows = field(default=None)  # type: ignore[assignment]  # of the open run
+    codes: Rows = field(default=None)  # type: ignore[assignment]  # of the same blocks, once there are centres
+    index: BlockIndex = field(default_factory=BlockIndex)
     table: Tensor | None = None
     ends: tuple[int, int] = (0, 0)  # oldest and newest index seen
     shift: int = 0
@@ -144,10 +80,9 @@ class Archived:
     def none(place: Place, block: int, selector: Selector, apart: bool) -> Archived:
         """No blocks."""
         heads, width = place.heads, selector.width(place.layer.key_width)
-        return Archived(
-            Layout(place, block, 1 if apart else heads), selector, apart,
-            summary=Rows.empty((heads, selector.rows(block), width)), coarse=Rows.empty((2, heads, width)),
-        )  # fmt: skip
+        layout = Layout(place, block, 1 if apart else heads, selector.marks(block))
+        rows = Rows.empty((heads, selector.rows(block), width))
+        return Archived(layout, selector, apart, summary=rows, codes=Rows.empty((heads, 0), torch.int16))
 
     def __len__(self) -> int:
         return self.count
@@ -158,16 +93,17 @@ class Archived:
         return self.layout.place.heads if self.apart else 1
 
     @property
-    def beside(self) -> int:
-        """Bytes of main memory per row of the store for summaries and boxes."""
-        place = self.layout.place
-        wide = place.heads * self.selector.width(place.layer.key_width) * 4
-        return (wide * self.selector.rows(self.layout.block) + -(-2 * wide // GROUP)) // self._each + 1
+    def sizes(self) -> Sizes:
+        """What it takes."""
+        heads, block = self.layout.place.heads, self.layout.block
+        rows = heads * self.selector.rows(block)
+        summary = rows * self.selector.width(self.layout.place.layer.key_width) * 4
+        return Sizes(self.layout.nbytes, self._each, summary, 3 * rows)  # two bytes in a list, and the lists' starts
 
     @property
-    def least(self) -> int:
-        """Bytes of main memory for one block."""
-        return self._each * Line(self.layout.nbytes, self.beside).least
+    def base(self) -> int:
+        """The first block of the open run."""
+        return self.count - len(self.summary)
 
     @property
     def oldest(self) -> int:
@@ -185,56 +121,79 @@ class Archived:
         """With whole blocks of raw entries behind; `query` [H, g, U, D] are those of the unit."""
         size, heads = self.layout.block, self.layout.place.heads
         blocks = len(entries) // size
-        store = self._open()
-        if len(store) > self.count * self._each:
-            store.truncate(self.count * self._each)
-        if self.apart:
-            rows = torch.stack([self.layout.pack(_head(entries, h)) for h in range(heads)], dim=1).flatten(0, 1)
-        else:
-            rows = self.layout.pack(entries)
-        store.append(rows)
-        keys = entries.key.unflatten(1, (blocks, size)).float()  # [H, n, B, D]
+        out = self._opened()
+        assert out.store is not None
+        if len(out.store) > self.count * self._each:
+            out.store.truncate(self.count * self._each)
+        keys = entries.key.unflatten(1, (blocks, size)).transpose(0, 1).float()  # [n, H, B, D]
         query, table = query.float(), self.table
         if table is None:
-            table = self.selector.calibrate(keys[:, 0], query)
-        new = torch.stack([self.selector.summary(keys[:, i], query, table) for i in range(blocks)]).cpu()
+            table = self.selector.calibrate(keys[0], query)
+        chosen = self.selector.chosen(keys, query)
         ends = (int(entries.seen.min()) if not self.count else self.ends[0], int(entries.seen.max()))
-        grown = replace(
-            self, store=store, count=self.count + blocks, summary=self.summary.append(new), table=table, ends=ends
-        )
-        return grown._grouped()._trimmed()
+        if self.shift:  # what is read is moved by it
+            place = None if entries.place is None else entries.place - self.shift
+            entries = replace(entries, seen=entries.seen - self.shift, place=place)
+        if self.apart:
+            marks = [None if chosen is None else chosen[:, h : h + 1] for h in range(heads)]
+            rows = torch.stack([self.layout.pack(_head(entries, h), marks[h]) for h in range(heads)], 1).flatten(0, 1)
+        else:
+            rows = self.layout.pack(entries, chosen)
+        out.store.append(rows)
+        out = replace(out, table=table, ends=ends)
+        new = self.selector.summary(keys, chosen, table).cpu()
+        while len(new):
+            room = out.run - len(out.summary)
+            out, new = out._summed(new[:room]), new[room:]
+        return out._counted()
 
-    def _open(self) -> BlockStore:
+    def _opened(self, run: int = 0) -> Archived:
+        """With a store, and runs of so many blocks (0: what main memory allows)."""
         if self.store is not None:
-            return self.store
-        place = self.layout.place
+            return self
+        place, sizes = self.layout.place, self.sizes
         pool = place.pool()
-        root = pool.open((self.layout.nbytes,), torch.uint8, f"{place.label}/{next(_SERIAL)}", beside=self.beside)
+        run = run or sizes.run(pool.ram // pool.expected, self.layout.block)
+        heads, points, width = self.selector.points(torch.empty(1, *self.summary.base.buffer.data.shape[1:])).shape[1:]
+        centres = heads * min(number(run * points), CENTRES) * width * 4
+        root = pool.open(
+            (self.layout.nbytes,), torch.uint8, f"{place.label}/{next(_SERIAL)}",
+            beside=-(-sizes.listed // self._each), fixed=sizes.fixed(run, centres),
+        )  # fmt: skip
         line: BlockStore = root.fork(0)  # a fork is closed when nobody refers to it any more
         root.close()
-        return line
+        return replace(
+            self, store=line, run=run, summary=Rows.empty(tuple(self.summary.base.buffer.data.shape[1:]), room=run),
+            codes=Rows.empty((heads, points), torch.int16),
+        )  # fmt: skip
 
-    def _grouped(self) -> Archived:
-        """With boxes of the groups that are whole now."""
-        coarse, summary = self.coarse, self.summary
-        while (len(coarse) + 1) * GROUP <= len(summary):
-            start = len(coarse) * GROUP
-            pieces = [p[max(0, start - at) : max(0, start + GROUP - at)] for at, p in _offsets(summary.parts)]
-            coarse = coarse.append(self.selector.box(torch.cat(pieces))[None])
-        return replace(self, coarse=coarse) if coarse is not self.coarse else self
+    def _summed(self, new: Tensor) -> Archived:
+        """With summaries of new blocks, as many as the open run has room for; it is closed when it is full."""
+        summary, codes, index = self.summary.append(new), self.codes, self.index
+        if index.centres is not None:
+            codes = codes.append(index.codes(self.selector.points(new)))
+            index = index.since(self.oldest)
+        out = replace(self, count=self.count + len(new), summary=summary, codes=codes, index=index)
+        if len(summary) < self.run:
+            return out
+        if index.centres is None:
+            points = self.selector.points(torch.cat(summary.parts))
+            index = BlockIndex.trained(points)
+            codes = codes.append(index.codes(points))
+        assert self.store is not None
+        most = max(self.run, self.store.capacity // self._each // _JOIN)
+        index = index.with_run(self.base, torch.cat(codes.parts), most)
+        none = tuple(summary.base.buffer.data.shape[1:]), tuple(codes.base.buffer.data.shape[1:])
+        return replace(
+            out, index=index, summary=Rows.empty(none[0], room=self.run),
+            codes=Rows.empty(none[1], torch.int16, room=self.run),
+        )  # fmt: skip
 
-    def _trimmed(self) -> Archived:
-        """Without the summaries of blocks that were dropped, once they are a quarter; and counted by the pool."""
-        gone = (self.oldest - self.first) // GROUP * GROUP
-        out = self
-        if gone >= max(GROUP, len(self.summary) // 4):
-            out = replace(
-                self, first=self.first + gone, summary=self.summary.from_row(gone),
-                coarse=self.coarse.from_row(gone // GROUP), ends=(self.ends[0], self.ends[1]),
-            )  # fmt: skip
-        assert out.store is not None
-        out.store.pool.count_in(*out.summary.buffers, *out.coarse.buffers)
-        return out
+    def _counted(self) -> Archived:
+        """Counted by the pool as main memory."""
+        assert self.store is not None
+        self.store.pool.count_in(*self.summary.buffers, *self.codes.buffers, *self.index.buffers)
+        return self
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -251,14 +210,44 @@ class Archived:
         query = query.float().mean(2, keepdim=True) if together else query.float()
         scale = self.layout.place.layer.key_width**-0.5
         asked = self.selector.project(query * scale, self.table).cpu()
-        which, scores = search(
-            self.selector, self.summary.parts, self.coarse.parts, asked, max(0, first - self.first),
-            _FLAT if together else _ASKED, max(16, slots // 4) * (1 if together else 4),
-        )  # fmt: skip
+        which, scores = self._candidates(asked, first, slots)
         weights = shares(scores).sum(1)  # [H, C, m]
         weights = weights.transpose(0, 1) if self.apart else weights.sum(0)  # [C, (H,) m]
         best = weights.topk(min(slots, len(which)), dim=-1).indices
-        return self.first + which[best].sort(-1).values
+        return which[best].sort(-1).values
+
+    def _candidates(self, asked: Tensor, first: int, slots: int) -> tuple[Tensor, Tensor]:
+        """Blocks [m] and their scores [H, g, C, m] by scaled queries [H, g, C, D']."""
+        near, ids, scores = max(first, self.base), [], []
+        if first < self.base:
+            some = self.index.search(asked, first, max(_LOOK * slots, slots - (self.count - near)))
+            rows, there = self._rows(some)
+            if there.any():
+                ids.append(some[there])
+                scores.append(self.selector.score(self._summaries(rows[there]), asked))
+        if near < self.count:
+            ids.append(torch.arange(near, self.count))
+            scores += [
+                self.selector.score(part[max(0, near - self.base - at) :], asked)
+                for at, part in _offsets(self.summary.parts)
+                if at + len(part) > near - self.base
+            ]
+        if not ids:  # all that was proposed is lost
+            return torch.zeros(0, dtype=torch.int64), asked.new_zeros(*asked.shape[:3], 0)
+        return torch.cat(ids), torch.cat(scores, dim=-1)
+
+    def _rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows [n, each, nbytes], whole [n]) of blocks."""
+        assert self.store is not None
+        rows, there = self.store.fetch((ids[:, None] * self._each + torch.arange(self._each)).flatten())
+        return rows.view(len(ids), self._each, -1), there.view(len(ids), -1).all(1)
+
+    def _summaries(self, rows: Tensor) -> Tensor:
+        """[n, H, r, D'] of rows [n, each, nbytes]."""
+        keys = self.layout.column(rows, "key").flatten(1, 2).float()  # [n, H, B, D]
+        chosen = self.layout.column(rows, "chosen").flatten(1, 2).bool() if self.layout.marked else None
+        table = None if self.table is None else self.table.cpu()
+        return self.selector.summary(keys, chosen, table)
 
     def including(self, chosen: Tensor, wanted: range) -> Tensor:
         """The choice [C, (H,) k] of an oracle: with the blocks that hold the indices `wanted` in place of the oldest
@@ -299,7 +288,7 @@ class Archived:
         """The pool behind the store, None as long as there is none."""
         return None if self.store is None else self.store.pool
 
-    def tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> Any:
         """What is counted on the device: the calibrated table."""
         if self.table is not None:
             yield self.table
@@ -314,48 +303,73 @@ class Archived:
 
     def save(self) -> dict[str, Tensor]:
         """All that can still be read, self-contained."""
-        out = {
-            "numbers": torch.tensor([self.count, self.first, *self.ends, self.shift]),
-            "summary": torch.cat(self.summary.parts), "coarse": torch.cat(self.coarse.parts),
-        }  # fmt: skip
+        out = {"numbers": torch.tensor([self.count, self.run, *self.ends, self.shift])}
         if self.table is not None:
             out["table"] = self.table
+        if self.store is None:
+            return out
+        out |= {"summary": torch.cat(self.summary.parts), "codes": torch.cat(self.codes.parts)}
+        if self.index.centres is not None:
+            runs = self.index.runs
+            out["centres"] = self.index.book
+            out["bounds"] = torch.tensor([[run.first, run.last, len(run.blocks)] for run in runs]).view(-1, 3)
+            if runs:
+                out["starts"] = torch.from_numpy(np.stack([run.starts for run in runs]))
+                out["lists"] = torch.from_numpy(np.concatenate([run.blocks for run in runs]).view(np.int16))
         ids = torch.arange(self.oldest * self._each, self.count * self._each)
-        if self.store is not None and len(ids):
+        if len(ids):
             out["blocks"], out["present"] = self.store.fetch(ids)
         return out
 
     def load(self, saved: Mapping[str, Tensor]) -> Archived:
         """The inverse, in the memory's own pool."""
         try:
-            count, first, oldest, newest, shift = saved["numbers"].tolist()
+            count, run, oldest, newest, shift = saved["numbers"].tolist()
+            out = replace(self, ends=(oldest, newest), shift=shift, table=saved.get("table"))
+            if not count:
+                return out
+            out = out._opened(run)
+            index = _index(saved)
             out = replace(
-                self, count=count, first=first, ends=(oldest, newest), shift=shift, table=saved.get("table"),
-                summary=Rows(self.summary.base.append(saved["summary"]), self.summary.own),
-                coarse=Rows(self.coarse.base.append(saved["coarse"]), self.coarse.own),
+                out, count=count, index=index, summary=out.summary.append(saved["summary"]),
+                codes=out.codes.append(saved["codes"]),
             )  # fmt: skip
-            if count:
-                blocks = saved.get("blocks", torch.zeros(0, self.layout.nbytes, dtype=torch.uint8))
-                there = saved.get("present", torch.zeros(0, dtype=torch.bool))
-                store = out._open()
-                store.skip(count * self._each - len(blocks))
-                for row, found in zip(blocks, there):
-                    store.append(row[None]) if found else store.skip(1)
-                out = replace(out, store=store)
-                store.pool.count_in(*out.summary.buffers, *out.coarse.buffers)
+            store = out.store
+            assert store is not None
+            blocks = saved.get("blocks", torch.zeros(0, self.layout.nbytes, dtype=torch.uint8))
+            there = saved.get("present", torch.zeros(0, dtype=torch.bool))
+            store.skip(count * self._each - len(blocks))
+            for row, found in zip(blocks, there):
+                store.append(row[None]) if found else store.skip(1)
+            return out._counted()
         except (KeyError, ValueError, RuntimeError) as error:
             raise CompositionError(
                 f"the saved archive does not fit this memory ({error}): use the same model, method and budget."
             ) from None
-        return out
+
+
+def _index(saved: Mapping[str, Tensor]) -> BlockIndex:
+    """The saved index."""
+    if "centres" not in saved:
+        return BlockIndex()
+    runs, at = [], 0
+    for i, (first, last, size) in enumerate(saved["bounds"].tolist()):
+        blocks = saved["lists"][at : at + size].numpy().view(np.uint16)
+        runs.append(Run.made(first, last, blocks, saved["starts"][i].numpy()))
+        at += size
+    return BlockIndex.made(saved["centres"], tuple(runs))
 
 
 def _head(entries: Entries, head: int) -> Entries:
     return Entries(**{name: t[head : head + 1] for name, t in entries.columns().items()}, turned=entries.turned)
 
 
-def _offsets(parts: tuple[Tensor, ...]) -> Iterator[tuple[int, Tensor]]:
-    at = 0
+def _offsets(parts: tuple[Tensor, ...]) -> list[tuple[int, Tensor]]:
+    out, at = [], 0
     for part in parts:
-        yield at, part
+        out.append((at, part))
         at += len(part)
+    return out
+
+
+__all__ = ["Archived", "Sizes"]

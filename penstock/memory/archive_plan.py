@@ -1,11 +1,13 @@
-"""How a budget is divided among sinks, a window and what is retrieved from an archive."""
+"""How a budget is divided among sinks, a window and what is retrieved, and what tiers an archive needs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from penstock.core import parse_size
 from penstock.errors import BudgetError, UsageError
+from penstock.memory.flow import Branch
 from penstock.memory.tiers import Tiers
 
 
@@ -45,6 +47,29 @@ def divide(name: str, budget: int | None, block: int, sinks: float, retrieved: f
 def _power(most: int) -> int:
     """The largest power of two up to `most`, but at least 4."""
     return max(4, 1 << max(0, most.bit_length() - 1))
+
+
+def refuse_small_tiers(branches: Sequence[Branch], rows: int) -> int:
+    """How many archives share the tiers of a memory, all rows together.
+
+    Raises BudgetError, with sizes that will do, if they have no room for so many.
+    """
+    found = [(s, s.least(b.place)) for b in branches for s in b.cascade.segments if any(s.least(b.place))]
+    limits = next((t for b in branches for t in b.cascade.tiers), None)
+    if limits is None or not found:
+        return 1
+    ram, disk = (rows * sum(least[i] for _, least in found) for i in (0, 1))
+    many = f"the {rows * len(found)} archives of this memory ({len(found)} per stream)"
+    if limits.ram < ram:
+        raise BudgetError(f"{limits.ram} bytes of main memory are too few for {many}: give ram={_said(ram)} or more.")
+    if 0 < limits.disk < disk:
+        raise BudgetError(f"{limits.disk} bytes of disk are too few for {many}: give disk={_said(disk)} or more.")
+    return rows * len(found)
+
+
+def _said(size: int) -> str:
+    """A size as an option takes it, rounded up."""
+    return f"{-(-size // (1 << 20))}MiB" if size > 1 << 20 else f"{-(-size // (1 << 10))}KiB"
 
 
 def tiers(ram: str, disk: str, folder: str) -> Tiers:

@@ -196,6 +196,10 @@ class Part(ABC):
         """Bytes of a full state on the device, side tables included; None when it grows."""
         return None if self.entries is None else self.entries * place.entry_bytes(biased=self.biased)
 
+    def least(self, place: Place) -> tuple[int, int]:
+        """Bytes of main memory and of disk (`Cascade.tiers`) without which it cannot work."""
+        return 0, 0
+
     def check(self, place: Place) -> None:  # noqa: B027  # most parts work everywhere
         """Raise CompositionError when the part cannot work there (no rotary keys, too few heads, ...)."""
 

@@ -1,4 +1,4 @@
-"""Which archived blocks a query reads: summaries of blocks, scores against them, and the search for the best.
+"""How archived blocks are summed up and scored: summaries of blocks, and scores against them.
 
 Keys are compared raw, with the query turned to the distance at which it would read them.  A summary is a few vectors
 per block and head; a *box* is the channel-wise least and greatest of some vectors, and bounds every product with a
@@ -6,7 +6,7 @@ vector inside it:
 
     q . k <= sum over channels of max(q_c * low_c, q_c * high_c)
 
-Boxes of 64 consecutive blocks make the search cheap: the best groups by their bound are searched, not all blocks.
+Which of many blocks are scored at all is block_index.py's topic.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 
 from penstock.errors import UsageError
-
-GROUP = 64  # blocks of a coarse box
 
 
 class Selector(ABC):
@@ -41,9 +39,21 @@ class Selector(ABC):
         """Queries [H, g, C, D] in the channels of the summaries."""
         return query
 
+    def chosen(self, key: Tensor, query: Tensor) -> Tensor | None:
+        """[n, H, B] bool: entries that the queries [H, g, U, D] single out in blocks [n, H, B, D]; None: not needed."""
+        return None
+
+    def marks(self, block: int) -> bool:
+        """Whether summaries of blocks need what `chosen` gives."""
+        return False
+
     @abstractmethod
-    def summary(self, key: Tensor, query: Tensor, table: Tensor | None) -> Tensor:
-        """[H, r, D'] of a block's raw keys [H, B, D]; `query` [H, g, U, D] are those of the unit in which it closed."""
+    def summary(self, key: Tensor, chosen: Tensor | None, table: Tensor | None) -> Tensor:
+        """[n, H, r, D'] of raw keys of blocks [n, H, B, D]."""
+
+    def points(self, summary: Tensor) -> Tensor:
+        """[n, H, p, D'] of summaries: vectors with which a query of this block has large products."""
+        return summary
 
     def score(self, summary: Tensor, query: Tensor) -> Tensor:
         """[H, g, C, n] float32 of projected queries [H, g, C, D'] with summaries [n, H, r, D']: a block's best."""
@@ -51,10 +61,6 @@ class Selector(ABC):
         keys = summary.transpose(0, 1).flatten(1, 2)  # [H, n * r, D']
         products = query.flatten(1, 2) @ keys.mT
         return products.view(*query.shape[:3], count, rows).amax(-1)
-
-    def box(self, summary: Tensor) -> Tensor:
-        """[2, H, D']: least and greatest over summaries [n, H, r, D']."""
-        return torch.stack((summary.amin((0, 2)), summary.amax((0, 2))))
 
 
 def bound(boxes: Tensor, query: Tensor) -> Tensor:
@@ -69,8 +75,8 @@ def bound(boxes: Tensor, query: Tensor) -> Tensor:
 class Mean(Selector):
     """The mean key of a block (ReKV)."""
 
-    def summary(self, key: Tensor, query: Tensor, table: Tensor | None) -> Tensor:
-        return key.mean(1, keepdim=True)
+    def summary(self, key: Tensor, chosen: Tensor | None, table: Tensor | None) -> Tensor:
+        return key.mean(2, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,22 @@ class Representatives(Selector):
     def rows(self, block: int) -> int:
         return min(self.count, block)
 
-    def summary(self, key: Tensor, query: Tensor, table: Tensor | None) -> Tensor:
-        scores = query.flatten(1, 2) @ key.mT / key.shape[-1] ** 0.5  # [H, g * U, B]
-        mass = scores.softmax(-1).sum(1)
-        best = mass.topk(self.rows(key.shape[1]), dim=-1).indices.sort(-1).values  # [H, r]
-        return key.gather(1, best[..., None].expand(-1, -1, key.shape[-1]))
+    def marks(self, block: int) -> bool:
+        return self.count < block
+
+    def chosen(self, key: Tensor, query: Tensor) -> Tensor | None:
+        block = key.shape[2]
+        if not self.marks(block):
+            return None
+        scores = query.flatten(1, 2) @ key.mT / key.shape[-1] ** 0.5  # [n, H, g * U, B]
+        best = scores.softmax(-1).sum(2).topk(self.count, dim=-1).indices
+        return torch.zeros(key.shape[:3], dtype=torch.bool, device=key.device).scatter_(-1, best, True)
+
+    def summary(self, key: Tensor, chosen: Tensor | None, table: Tensor | None) -> Tensor:
+        if chosen is None:
+            return key
+        which = chosen.nonzero()[:, -1].view(*key.shape[:2], self.count)  # in the order of the block
+        return key.gather(2, which[..., None].expand(-1, -1, -1, key.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -107,9 +124,13 @@ class Bounds(Selector):
     def rows(self, block: int) -> int:
         return 2 * min(self.pieces, block)
 
-    def summary(self, key: Tensor, query: Tensor, table: Tensor | None) -> Tensor:
-        parts = key.tensor_split(min(self.pieces, key.shape[1]), dim=1)
-        return torch.stack([t for part in parts for t in (part.amin(1), part.amax(1))], dim=1)
+    def summary(self, key: Tensor, chosen: Tensor | None, table: Tensor | None) -> Tensor:
+        parts = key.tensor_split(min(self.pieces, key.shape[2]), dim=2)
+        return torch.stack([t for part in parts for t in (part.amin(2), part.amax(2))], dim=2)
+
+    def points(self, summary: Tensor) -> Tensor:
+        """The middles."""
+        return summary.unflatten(2, (-1, 2)).mean(3)
 
     def score(self, summary: Tensor, query: Tensor) -> Tensor:
         boxes = summary.unflatten(2, (-1, 2)).transpose(1, 2).flatten(0, 1)  # [n * pieces, H, 2, D]
@@ -144,9 +165,9 @@ class Channels(Selector):
         assert table is not None
         return query.gather(-1, table[:, None, None].expand(*query.shape[:3], -1))
 
-    def summary(self, key: Tensor, query: Tensor, table: Tensor | None) -> Tensor:
+    def summary(self, key: Tensor, chosen: Tensor | None, table: Tensor | None) -> Tensor:
         assert table is not None
-        return key.gather(-1, table[:, None].expand(-1, key.shape[1], -1))
+        return key.gather(-1, table[None, :, None].expand(len(key), -1, key.shape[2], -1))
 
 
 def shares(scores: Tensor) -> Tensor:
@@ -155,40 +176,3 @@ def shares(scores: Tensor) -> Tensor:
     Heads speak on different scales: a sum of scores is decided by the loudest, a sum of shares by the head that knows.
     """
     return scores.softmax(-1)
-
-
-def search(
-    selector: Selector, parts: tuple[Tensor, ...], coarse: tuple[Tensor, ...], query: Tensor, first: int, flat: int,
-    groups: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Candidates and their scores: (row [m] int64 in the summaries, score [H, g, C, m]).
-
-    `query` is scaled, so that scores are what `shares` takes.  `parts` are summaries [n_i, H, r, D'] one behind the
-    other; rows before `first` are not wanted.  Up to `flat` rows are all scored.  Beyond, `coarse` boxes [., 2, H, D']
-    of the whole groups are, and the rows of the `groups` best ones for any query, and those that are in no whole group.
-    """
-    count = sum(len(part) for part in parts)
-    if count - first <= flat:
-        which = torch.arange(first, count)
-    else:
-        boxes = torch.cat(coarse)
-        whole = len(boxes)
-        bounds = bound(boxes, query)
-        bounds[..., : first // GROUP] = -torch.inf
-        best = shares(bounds).sum((0, 1)).amax(0).topk(min(groups, whole)).indices.sort().values.cpu()
-        inside = (best[:, None] * GROUP + torch.arange(GROUP)).flatten()
-        which = torch.cat((inside[inside >= first], torch.arange(max(first, whole * GROUP), count)))
-    return which, selector.score(_rows(parts, which), query)
-
-
-def _rows(parts: tuple[Tensor, ...], which: Tensor) -> Tensor:
-    """Rows of tensors that lie one behind the other; `which` is sorted."""
-    out, before = [], 0
-    for part in parts:
-        inside = which[(which >= before) & (which < before + len(part))] - before
-        if len(inside) == len(part):
-            out.append(part)
-        elif len(inside):
-            out.append(part[inside])
-        before += len(part)
-    return torch.cat(out) if len(out) != 1 else out[0]

@@ -11,7 +11,9 @@ _FIRST = 64  # rows that the first buffer holds; it doubles
 
 
 @dataclass
-class _Buffer:
+class Buffer:
+    """A storage that several values may share."""
+
     data: Tensor
     used: int = 0  # rows that some vector holds
 
@@ -24,15 +26,17 @@ class Vector:
     what is used moves to a buffer of its own.
     """
 
-    buffer: _Buffer = field(repr=False)
+    buffer: Buffer = field(repr=False)
     count: int
     axis: int = 0
 
     @staticmethod
-    def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu", axis: int = 0) -> Vector:
-        """Nothing yet; `shape` is that of the content without the growing axis."""
-        full = [*shape[:axis], 0, *shape[axis:]]
-        return Vector(_Buffer(torch.empty(full, dtype=dtype, device=device)), 0, axis)
+    def empty(
+        shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu", axis: int = 0, room: int = 0
+    ) -> Vector:
+        """Nothing yet, with room for some; `shape` is that of the content without the growing axis."""
+        full = [*shape[:axis], room, *shape[axis:]]
+        return Vector(Buffer(torch.empty(full, dtype=dtype, device=device)), 0, axis)
 
     @property
     def data(self) -> Tensor:
@@ -57,7 +61,7 @@ class Vector:
             shape[self.axis] = room
             fresh = torch.zeros(shape, dtype=buffer.data.dtype, device=buffer.data.device)
             fresh.narrow(self.axis, 0, self.count).copy_(self.data)
-            buffer = _Buffer(fresh)
+            buffer = Buffer(fresh)
         buffer.data.narrow(self.axis, self.count, added).copy_(more)
         buffer.used = end
         return Vector(buffer, end, self.axis)

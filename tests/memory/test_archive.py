@@ -15,7 +15,8 @@ from penstock.core import Phase
 from penstock.errors import BudgetError, CompositionError
 from penstock.memory import Cascade, Everything, Memory, Sinks, Window
 from penstock.memory.archive import Archive
-from penstock.memory.archive_blocks import Archived, Rows
+from penstock.memory.archive_blocks import Archived
+from penstock.memory.archive_layout import Rows
 from penstock.memory.retrieval import Bounds, Channels, Mean, Representatives, Selector
 from penstock.memory.tiers import Tiers
 
@@ -224,9 +225,8 @@ def test_main_memory_stays_within_its_limit() -> None:
         assert memory.ram_bytes <= SMALL.ram
     blocks = archived(memory)
     assert 0 < blocks.oldest < len(blocks)
-    assert blocks.first > 0
-    assert len(blocks.summary) == len(blocks) - blocks.first
-    assert blocks.live <= len(blocks.summary) <= blocks.live * 4 // 3 + 2 * 64
+    assert blocks.base > 0
+    assert all(run.last > blocks.oldest - len(stack.windows) for run in blocks.index.runs)
     assert memory.nbytes <= (memory.budget_bytes or 0)
     assert torch.isfinite(ask(stack, memory, tokens(9))).all()
     other = stack.memory(cascade(Archive(4, 3, Mean(), SMALL)))

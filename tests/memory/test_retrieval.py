@@ -1,4 +1,4 @@
-"""Selectors: what a summary says of a block, and that the search finds what a scan finds."""
+"""Selectors: what a summary says of a block."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from penstock.errors import UsageError
-from penstock.memory.retrieval import GROUP, Bounds, Channels, Mean, Representatives, Selector, bound, search, shares
+from penstock.memory.retrieval import Bounds, Channels, Mean, Representatives, Selector, shares
 
 H, G, D, B = 2, 3, 8, 16
 
@@ -19,7 +19,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def summed_up(selector: Selector, keys: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     """(summaries [n, H, r, D'], projected queries) of keys [n, H, B, D]."""
     table = selector.calibrate(keys[0], query)
-    return torch.stack([selector.summary(key, query, table) for key in keys]), selector.project(query, table)
+    return selector.summary(keys, selector.chosen(keys, query), table), selector.project(query, table)
 
 
 def products(keys: Tensor, query: Tensor) -> Tensor:
@@ -84,40 +84,21 @@ def test_channels_are_those_where_queries_and_keys_are_large() -> None:
     query[..., 7] += 2
     table = Channels(2).calibrate(keys[0], query)
     assert table.tolist() == [[5, 7]] * H
-    assert torch.equal(Channels(2).summary(keys[1], query, table), keys[1][..., [5, 7]])
+    assert torch.equal(Channels(2).summary(keys, None, table), keys[..., [5, 7]])
 
 
 @pytest.mark.parametrize("selector", [Mean(), Representatives(3), Bounds(2), Channels(4)])
-def test_boxes_bound_what_is_in_them(selector: Selector) -> None:
-    keys, query = random(40, H, B, D), random(H, G, 4, D, seed=1)
-    summary, asked = summed_up(selector, keys, query)
-    boxes = torch.stack([selector.box(summary[:25]), selector.box(summary[25:])])
-    bounds = bound(boxes, asked)  # [H, g, C, 2]
-    scores = selector.score(summary, asked)
-    assert (scores[..., :25].amax(-1) <= bounds[..., 0] + 1e-4).all()
-    assert (scores[..., 25:].amax(-1) <= bounds[..., 1] + 1e-4).all()
-
-
-@pytest.mark.parametrize("selector", [Mean(), Bounds(2)])
-@pytest.mark.parametrize("cut", [0, 70, 300])
-def test_the_search_finds_what_stands_out(selector: Selector, cut: int) -> None:
-    """Blocks in groups; one is what the queries ask for. Wherever it is, the search has it among few candidates."""
-    count = 5 * GROUP + 10
-    keys, query = random(count, H, 4, D) * 0.1, random(H, G, 1, D, seed=1)
-    for wanted in (70, 3 * GROUP - 1, 5 * GROUP + 3):
-        some = keys.clone()
-        some[wanted] += query[:, :1, 0]
-        summary, asked = summed_up(selector, some, query)
-        coarse = torch.stack([selector.box(summary[g * GROUP : (g + 1) * GROUP]) for g in range(5)])
-        parts = (summary[:cut], summary[cut:]) if cut else (summary,)
-        which, scores = search(selector, parts, (coarse[:2], coarse[2:]), asked, 65, 100, 1)
-        assert which.min() >= 65
-        assert len(which) <= GROUP + 10
-        assert which[scores.sum((0, 1)).argmax()] == wanted
-        assert scores.shape == (H, G, 1, len(which))
-        torch.testing.assert_close(scores, selector.score(summary, asked)[..., which])
-        every, _ = search(selector, parts, (coarse,), asked, 3, 1000, 1)
-        assert torch.equal(every, torch.arange(3, count))
+def test_summaries_of_blocks_are_made_one_by_one(selector: Selector) -> None:
+    """Alone or with others, at once or made again from what a block remembers."""
+    keys, query = random(6, H, B, D), random(H, G, 4, D, seed=1)
+    chosen, table = selector.chosen(keys, query), selector.calibrate(keys[0], query)
+    whole = selector.summary(keys, chosen, table)
+    assert whole.shape == (6, H, selector.rows(B), selector.width(D))
+    assert (chosen is not None) == selector.marks(B)
+    for i in range(6):
+        mark = None if chosen is None else chosen[i : i + 1]
+        torch.testing.assert_close(selector.summary(keys[i : i + 1], mark, table), whole[i : i + 1])
+    assert selector.points(whole).shape[:2] == (6, H)
 
 
 def test_shares_weigh_heads_alike() -> None:
@@ -128,22 +109,6 @@ def test_shares_weigh_heads_alike() -> None:
     torch.testing.assert_close(given, shares(scores + 7), atol=1e-5, rtol=1e-4)
     by_hand = torch.tensor([[2.0, 0.0, 0.0]]).exp() / (torch.tensor(2.0).exp() + 2)
     torch.testing.assert_close(shares(torch.tensor([[2.0, 0.0, 0.0]])), by_hand)
-
-
-def test_the_search_of_groups_follows_the_head_that_knows() -> None:
-    """A loud head likes four groups of five alike; a quiet one knows a block of the fifth, and finds it."""
-    count, wanted = 5 * GROUP, 2 * GROUP + 9
-    keys = torch.zeros(count, 1, 1, D)
-    keys[:, 0, 0, 0] = 30
-    keys[2 * GROUP : 3 * GROUP, 0, 0, 0] = 0
-    keys[wanted, 0, 0, 1] = 6
-    query = torch.zeros(1, 2, 1, D)
-    query[0, 0, 0, 0] = query[0, 1, 0, 1] = 1
-    coarse = torch.stack([Mean().box(keys[g * GROUP : (g + 1) * GROUP]) for g in range(5)])
-    assert int(bound(coarse, query).sum((0, 1, 2)).argmin()) == 2, "by sums the group is the last"
-    which, scores = search(Mean(), (keys,), (coarse,), query, 0, 100, 1)
-    assert wanted in which.tolist()
-    assert which[shares(scores).sum((0, 1, 2)).argmax()] == wanted
 
 
 def test_refused() -> None:

@@ -21,6 +21,11 @@ from penstock.memory.tiers.ram import Row, extent
 _ROWS = 1 << 20  # a slot is file * _ROWS + row
 
 
+def slot_bytes(row_bytes: int) -> int:
+    """What a block takes in a file."""
+    return -(-(headers.SIZE + row_bytes) // 64) * 64
+
+
 def write_at(file: int, parts: list[bytes | memoryview], offset: int) -> None:
     """Write all parts one behind the other; raises OSError."""
     size = sum(len(part) for part in parts)
@@ -55,7 +60,7 @@ class Files:
 
     def __init__(self, folder: Path, row_bytes: int) -> None:
         self.folder, self.row_bytes = folder, row_bytes
-        self.slot_bytes = -(-(headers.SIZE + row_bytes) // 64) * 64
+        self.slot_bytes = slot_bytes(row_bytes)
         self.nbytes = 0  # of the files
         self._files: dict[int, int] = {}  # number -> descriptor
         self._sizes: dict[int, int] = {}  # number -> slots

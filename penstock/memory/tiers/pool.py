@@ -15,9 +15,9 @@ from weakref import WeakValueDictionary
 import torch
 
 from penstock.errors import BudgetError, CompositionError, MemoryStateError
-from penstock.memory.tiers.disk import Files
+from penstock.memory.tiers import records
+from penstock.memory.tiers.disk import Files, slot_bytes
 from penstock.memory.tiers.folder import Folder
-from penstock.memory.tiers.header import SIZE
 from penstock.memory.tiers.journal import Journal, TierEvent
 from penstock.memory.tiers.reader import Reader
 from penstock.memory.tiers.shelf import Shelf
@@ -25,20 +25,26 @@ from penstock.memory.tiers.shrink import shrink
 from penstock.memory.tiers.store import BlockStore
 from penstock.memory.tiers.table import Table
 
-_FIRST = 256  # rows of tables, in bytes beside a block, that are there from the first block on
-_SLACK = 3  # tables may take this many times what their rows need: they grow by doubling, and are cut by quarters
+_FIRST = 16  # rows of tables that are there from the first block on
+_TABLES = 0.75  # of the main memory that is left, for tables, where blocks can be on a disk
 
 
 class Line(NamedTuple):
-    """What one block of a store takes."""
+    """What the blocks of a store take of main memory."""
 
-    row: int  # bytes
-    beside: int  # bytes of tables in main memory
+    row: int  # bytes of one block
+    beside: int = 0  # bytes of tables per block, of the caller
+    fixed: int = 0  # bytes of tables that do not grow, of the caller
+
+    @property
+    def table(self) -> float:
+        """Bytes of all tables per block, those of the tiers included; 0 where the caller has none and counts none."""
+        return self.beside + records.GROWN if self.beside or self.fixed else 0.0
 
     @property
     def least(self) -> int:
-        """Main memory for one block; tables begin with room for some."""
-        return self.row + _FIRST * self.beside
+        """Bytes for one block."""
+        return self.row + self.fixed + round(_FIRST * self.beside)
 
 
 class Pool:
@@ -46,7 +52,9 @@ class Pool:
 
     ram, disk   limits in bytes: of the slabs and the tables beside them (`ram_bytes`), and of the block files
                 (`disk_bytes`; the index beside them takes about 200 bytes per block and up to 2 MB of log).  Stores of
-                different block sizes get shares in proportion to what one block of each store takes.
+                different block sizes get shares in proportion to what one block of each store takes.  Tables come
+                first: what they take beyond their share (those of forks, say) the slabs give up.
+    expected    stores that will share the limits, for callers that size their tables
     folder      for the disk tier; made if it does not exist; belongs to one pool at a time
     durable     every block is on the disk when `append` returns
     patience    seconds that one `fetch` waits for the disk; None waits as long as it takes
@@ -56,7 +64,7 @@ class Pool:
     def __init__(
         self, ram: int, disk: int = 0, folder: str | Path | None = None, *, session: str | None = None,
         generation: int = 0, durable: bool = False, patience: float | None = None,
-        on_event: Callable[[TierEvent], None] | None = None, _folder: Folder | None = None,
+        on_event: Callable[[TierEvent], None] | None = None, expected: int = 1, _folder: Folder | None = None,
     ) -> None:  # fmt: skip
         if disk and folder is None:
             raise BudgetError("a disk tier needs a folder: name one, or give it no bytes.")
@@ -66,7 +74,8 @@ class Pool:
             raise BudgetError(f"the RAM tier has {ram} bytes and the disk tier {disk}: give sizes above zero.")
         self.ram, self.disk, self.durable, self.patience = ram, disk, durable, patience
         self.lock = threading.Condition(threading.RLock())
-        self.closed = False
+        self.expected, self.closed = max(1, expected), False
+        self._planned = self._over = 0  # bytes of tables that the shares leave room for, and those above
         self.journal = Journal(session or secrets.token_hex(16), generation, on_event)
         self.stores: dict[str, BlockStore] = {}  # opened and not closed, by label
         self._shelves: dict[int, Shelf] = {}
@@ -113,14 +122,17 @@ class Pool:
 
     @property
     def ram_bytes(self) -> int:
-        """Bytes of the slabs, and of the tables that stores have beside their blocks."""
+        """Bytes of the slabs, and of the tables beside their blocks."""
         with self.lock:
             return self.table_bytes + sum(shelf.slabs.nbytes for shelf in self._shelves.values())
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of the tables beside the blocks."""
-        return sum(buffer.data.untyped_storage().nbytes() for buffer in list(self._tables.values()))
+        """Bytes of the tables: what is known of each block, and what callers have beside (`count_in`)."""
+        tables = sum(buffer.data.untyped_storage().nbytes() for buffer in list(self._tables.values()))
+        if any(line.table for line in self._lines.values()):
+            tables += sum(shelf.records.nbytes for shelf in self._shelves.values())
+        return tables
 
     @property
     def disk_bytes(self) -> int:
@@ -130,10 +142,12 @@ class Pool:
 
     # -- stores ---------------------------------------------------------------------------------------------------
 
-    def open(self, shape: tuple[int, ...], dtype: torch.dtype, label: str, *, beside: int = 0) -> BlockStore:
+    def open(
+        self, shape: tuple[int, ...], dtype: torch.dtype, label: str, *, beside: int = 0, fixed: int = 0
+    ) -> BlockStore:  # fmt: skip
         """A store for blocks of `shape`; the one that was recovered under this label, if there is one.
 
-        `beside` bytes of main memory per block are left for tables of the caller (`count_in`).
+        `beside` bytes of main memory per block, and `fixed` ones, are left for tables of the caller (`count_in`).
         """
         with self.lock:
             if self.closed:
@@ -151,7 +165,7 @@ class Pool:
             if self.journal.index is not None:
                 number = self.journal.index.open_store(label, tuple(shape), str(dtype).removeprefix("torch."))
             store = self.enter(label, tuple(shape), dtype, number)
-            self._lines[store.line] = Line(store.shelf.row_bytes, beside)
+            self._lines[store.line] = Line(store.shelf.row_bytes, beside, fixed)
             try:
                 self.share()
             except BudgetError:
@@ -167,13 +181,18 @@ class Pool:
         store = BlockStore(self, shelf, Table(shelf), label, shape, dtype, self.journal.home(label, number))
         self.stores[label] = store
         self._live[store.line] = 1
-        self._lines[store.line] = Line(shelf.row_bytes, 0)
+        self._lines[store.line] = Line(shelf.row_bytes)
         return store
 
     def count_in(self, *tables: Any) -> None:
         """Count buffers (with a tensor `data`) as main memory for as long as anybody refers to them."""
         with self.lock:
             self._tables.update((id(table), table) for table in tables)
+            over, step = max(0, self.table_bytes - self._planned), self.ram // 64 + 1
+            if not self._over - 4 * step <= over <= self._over:
+                self._over = -(-over // step) * step
+                self.share(strict=False)
+        self.journal.deliver()
 
     def forked(self, store: BlockStore, table: Table) -> BlockStore:
         """A store with a table that shares blocks with `store`; called by it, under the lock."""
@@ -244,32 +263,40 @@ class Pool:
             self._shelves[row_bytes] = Shelf(row_bytes, self.journal, files)
         return self._shelves[row_bytes]
 
-    def share(self) -> None:
-        """Divide the limits among the shelves; raises BudgetError if a store could not hold one block."""
+    def share(self, *, strict: bool = True) -> None:
+        """Divide the limits among the shelves; raises BudgetError if a store could not hold one block.
+
+        Not `strict`: one block is held above the limit if need be, since tables that are there cannot be refused.
+        """
         lines: dict[int, list[Line]] = {size: [] for size in self._shelves}
         for line in self._lines.values():
             lines[line.row].append(line)
-        slots = {size: -(-(SIZE + size) // 64) * 64 for size in lines}
+        slots = {size: slot_bytes(size) for size in lines}
         need = sum(line.least for line in self._lines.values())
         need_disk = sum(slots[line.row] for line in self._lines.values())
-        if need > self.ram or 0 < self.disk < need_disk:
+        if strict and (need > self.ram or 0 < self.disk < need_disk):
             tier, has, least = ("RAM", self.ram, need) if need > self.ram else ("disk", self.disk, need_disk)
             raise BudgetError(f"the {tier} tier has {has} bytes and one block per store takes {least}: give it more.")
         while any(shelf.loading for shelf in self._shelves.values()):
             self.lock.wait()
+        self._planned = 0
         for size, shelf in self._shelves.items():
             mine = lines[size]
             shelf.lines = max(1, len(mine))
-            ram = self.ram * sum(line.least for line in mine) // max(1, need)
+            part = sum(line.least for line in mine) / max(1, need)
             shelf.disk_limit = self.disk * slots[size] * len(mine) // max(1, need_disk)
-            beside = max((line.beside for line in mine), default=0)
-            room = ram - _FIRST * beside * len(mine)
-            if self.folder is None or not beside:
-                shelf.most = room // (size + _SLACK * beside) if self.folder is None else shelf.disk_limit
-                shelf.ram_limit = shelf.most * size if self.folder is None else ram
-            else:  # half of the main memory for tables at most
-                shelf.most = min(shelf.disk_limit // slots[size], max(1, room // 2 // (_SLACK * beside)))
-                shelf.ram_limit = max(size, room - _SLACK * beside * shelf.most)
+            table = max((line.table for line in mine), default=0)
+            fixed = sum(line.fixed for line in mine)
+            room = max(0, int((self.ram - self._over) * part) - fixed)
+            if self.folder is None:
+                shelf.most = int(room // (size + table))
+                shelf.ram_limit = max(shelf.lines, shelf.most) * size
+            else:
+                shelf.most = max(
+                    shelf.lines, min(shelf.disk_limit // slots[size], int(_TABLES * room / max(table, 1e-9)))
+                )
+                shelf.ram_limit = max(size, int(room - table * shelf.most))
+            self._planned += fixed + int(table * shelf.most)
         for shelf in self._shelves.values():
             shrink(shelf)
             if self.durable:  # blocks whose file went to another shelf

@@ -22,6 +22,9 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
     "generation": np.dtype(np.int64),  # of the session that appended it
     "checksum": np.dtype("V16"),  # of its content, once it was written
 }
+ROW = sum(dtype.itemsize for dtype in _COLUMNS.values()) + 8  # bytes per block, its place in the tables of stores too
+_PART = 16  # columns grow by one part in so many
+GROWN = ROW * (1 + 2 / _PART)
 
 
 class Records:
@@ -64,9 +67,14 @@ class Records:
     def __len__(self) -> int:
         return len(self.refs) - len(self._free)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        return ROW * len(self.refs)
+
     def _grow(self) -> None:
         old = len(self.refs)
-        new = max(64, 2 * old)
+        new = old + max(16, old // _PART)
         for name, dtype in _COLUMNS.items():
             column = np.zeros(new, dtype=dtype)
             if name in ("ram", "disk", "live"):

@@ -42,6 +42,12 @@ class BlockStore:
             return self.table.oldest
 
     @property
+    def capacity(self) -> int:
+        """Blocks that the last tier has room for, at present limits."""
+        with self.pool.lock:
+            return self.shelf.capacity
+
+    @property
     def block_bytes(self) -> int:
         """Bytes of one block."""
         return self.shelf.row_bytes

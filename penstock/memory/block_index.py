@@ -1,0 +1,210 @@
+"""Which of very many blocks are worth a closer look: lists of blocks by what their keys are near to.
+
+Vectors of the first blocks are taken as *centres*, per head.  Each block stands in the lists of the centres that its
+own vectors are nearest to.  A query looks into the few lists whose centres would take the most of its attention, counts
+what that says of the blocks in them, and the best blocks are read and scored exactly:
+
+    query ──► centres ──► the best lists ──► blocks in them, by share ──► keys of the best (archive_blocks.py)
+
+A *run* holds the lists of consecutive blocks.  Runs never change; small ones are joined into larger ones as the stream
+grows, and those of blocks that were dropped are let go.  What a search costs depends on how many blocks the lists hold
+(a hundredth of all), not on how many blocks there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from penstock.memory.vector import Buffer
+
+CENTRES = 1024  # per head, at most
+_TRAINED = 8192  # vectors that centres are made from, per head, at most
+_ROUNDS = 1  # of moving centres to the middle of what is near to them
+_NEAR = 2  # lists that a query looks into, per head of it
+_LISTS = 64  # and all queries of a step together
+_JOINED = 4  # runs of one size that become one
+_OFFSETS = 1 << 16  # blocks that a run can number
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Lists of the blocks from `first` to `last`: those of list i are blocks[starts[i]:starts[i + 1]] + first."""
+
+    first: int
+    last: int
+    blocks: NDArray[np.uint16]
+    starts: NDArray[np.int32]
+    buffers: tuple[Any, ...] = field(default=(), repr=False)
+
+    @staticmethod
+    def of(first: int, last: int, entries: NDArray[np.uint32], lists: int) -> Run:
+        """From sorted entries (list << 16 | block - first)."""
+        starts = np.searchsorted(entries >> 16, np.arange(lists + 1)).astype(np.int32)
+        return Run.made(first, last, (entries & 0xFFFF).astype(np.uint16), starts)
+
+    @staticmethod
+    def made(first: int, last: int, blocks: NDArray[np.uint16], starts: NDArray[np.int32]) -> Run:
+        """Of its parts; its arrays count as main memory."""
+        held = (Buffer(torch.from_numpy(starts)), Buffer(torch.from_numpy(blocks.view(np.int16))))
+        return Run(first, last, blocks, starts, held)
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def entries(self, first: int) -> NDArray[np.uint32]:
+        """As `of` takes them, counted from another first block."""
+        lists = np.arange(len(self.starts) - 1, dtype=np.uint32).repeat(np.diff(self.starts))
+        return lists << np.uint32(16) | (self.blocks.astype(np.uint32) + np.uint32(self.first - first))
+
+
+@dataclass(frozen=True, eq=False)
+class BlockIndex:
+    """An immutable index; `centres` [H, K, D'] are None until the first blocks came."""
+
+    centres: Buffer | None = None
+    runs: tuple[Run, ...] = ()
+    sizes: Tensor | None = None  # [H, K] float32: blocks in each list
+
+    @staticmethod
+    def trained(points: Tensor) -> BlockIndex:
+        """Without blocks yet; centres are made from points [n, H, p, D']."""
+        rows = points.transpose(0, 1).flatten(1, 2).float()  # [H, n * p, D']
+        heads, every, _ = rows.shape
+        count = min(every, _TRAINED)
+        rows, most = rows[:, torch.linspace(0, every - 1, count).long()], min(number(every), _OFFSETS // heads)
+        first = max(1, most // 2)
+        centres = rows[:, torch.linspace(0, count - 1, first).long()]
+        while centres.shape[1] < most:  # what is rare must not be lost among what is common
+            centres = torch.cat((centres, _farthest(rows, centres, min(max(1, most // 8), most - centres.shape[1]))), 1)
+        for _ in range(_ROUNDS):
+            near = _nearest(rows, centres)
+            total = torch.zeros_like(centres).scatter_add_(1, near[..., None].expand_as(rows), rows)
+            size = torch.zeros(centres.shape[:2]).scatter_add_(1, near, torch.ones(near.shape))[..., None]
+            centres = torch.where(size > 0, total / size.clamp(min=1), centres)
+        return BlockIndex(Buffer(centres))
+
+    @staticmethod
+    def made(centres: Tensor, runs: tuple[Run, ...]) -> BlockIndex:
+        """Of its parts."""
+        return BlockIndex(Buffer(centres))._of(runs)
+
+    @property
+    def book(self) -> Tensor:
+        """[H, K, D']."""
+        assert self.centres is not None
+        return self.centres.data
+
+    def codes(self, points: Tensor) -> Tensor:
+        """[n, H, p] int16: the nearest centre of each point [n, H, p, D']."""
+        rows = points.transpose(0, 1).flatten(1, 2).float()
+        near = _nearest(rows, self.book).unflatten(1, (len(points), points.shape[2]))
+        return near.transpose(0, 1).to(torch.int16)
+
+    def with_run(self, first: int, codes: Tensor, most: int, present: Tensor | None = None) -> BlockIndex:
+        """With the blocks from `first` on, by their codes [n, H, p]; runs of up to `most` blocks are joined."""
+        heads, lists = self.book.shape[:2]
+        number = codes.numpy().astype(np.uint32) + (np.arange(heads, dtype=np.uint32) * lists)[None, :, None]
+        entries = number << np.uint32(16) | np.arange(len(codes), dtype=np.uint32)[:, None, None]
+        if present is not None:
+            entries = entries[present.numpy()]
+        run = Run.of(first, first + len(codes), np.unique(entries), heads * lists)
+        runs, size = [*self.runs, run], len(run)
+        while size * _JOINED <= min(most, _OFFSETS - 1):
+            tail = runs[-_JOINED:]
+            if len(tail) < _JOINED or any(len(r) != size for r in tail) or tail[0].first % (size * _JOINED):
+                break
+            start = tail[0].first
+            runs[-_JOINED:] = [
+                Run.of(start, tail[-1].last, np.sort(np.concatenate([r.entries(start) for r in tail])), heads * lists)
+            ]
+            size *= _JOINED
+        return self._of(tuple(runs))
+
+    def since(self, oldest: int) -> BlockIndex:
+        """Without the runs of which every block is older."""
+        kept = tuple(run for run in self.runs if run.last > oldest)
+        return self if len(kept) == len(self.runs) else self._of(kept)
+
+    def _of(self, runs: tuple[Run, ...]) -> BlockIndex:
+        sizes = torch.zeros(self.book.shape[0] * self.book.shape[1])
+        for run in runs:
+            sizes += torch.from_numpy(np.diff(run.starts))
+        return replace(self, runs=runs, sizes=sizes.view(self.book.shape[:2]))
+
+    def search(self, query: Tensor, oldest: int, most: int) -> Tensor:
+        """[m] int64, sorted: up to `most` blocks, none older than `oldest`, for scaled queries [H, g, C, D'].
+
+        The newest blocks of the index fill up what the lists do not give.
+        """
+        runs = [run for run in self.runs if run.last > oldest]
+        if not runs:
+            return torch.zeros(0, dtype=torch.int64)
+        begin, end = max(oldest, runs[0].first), runs[-1].last
+        if end - begin <= most:
+            return torch.arange(begin, end)
+        lists, weights = self._lists(query)
+        found = np.zeros(end - runs[0].first, dtype=np.float32)
+        found[max(0, end - runs[0].first - most) :] = 1e-30
+        at = 0
+        for run in runs:
+            part = found[at : at + len(run)]
+            for start, stop, weight in zip(run.starts[lists].tolist(), run.starts[lists + 1].tolist(), weights):
+                part[run.blocks[start:stop]] += weight
+            at += len(run)
+        if oldest > runs[0].first:
+            found[: oldest - runs[0].first] = 0
+        some = np.flatnonzero(found)
+        if len(some) > most:
+            some = np.sort(some[np.argpartition(found[some], -most)[-most:]])
+        return torch.from_numpy(some) + runs[0].first
+
+    def _lists(self, query: Tensor) -> tuple[NDArray[np.int64], list[float]]:
+        """The lists to look into, and how much a block in each is worth: the largest share that some query gives it."""
+        assert self.sizes is not None
+        scores = query.flatten(1, 2) @ self.book.mT  # [H, n, K]
+        filled = self.sizes.log()[:, None]  # -inf where there is nothing
+        shares = (scores - torch.logsumexp(scores + filled, -1, keepdim=True)).exp()
+        shares = torch.where(torch.isinf(filled), torch.zeros(()), shares)
+        value, where = shares.topk(min(_NEAR, shares.shape[-1]), dim=-1)
+        worth = torch.zeros(self.sizes.shape).scatter_reduce_(1, where.flatten(1), value.flatten(1), "amax").flatten()
+        best = worth.topk(min(_LISTS, len(worth)))
+        kept = best.values > 0
+        lists: NDArray[np.int64] = best.indices[kept].numpy()
+        return lists, best.values[kept].tolist()
+
+    @property
+    def buffers(self) -> tuple[Any, ...]:
+        """What counts as main memory."""
+        return ((self.centres,) if self.centres is not None else ()) + tuple(
+            b for run in self.runs for b in run.buffers
+        )
+
+
+def number(points: int) -> int:
+    """Centres for so many points of the first run."""
+    return max(1, min(CENTRES, points // 16))
+
+
+def _farthest(rows: Tensor, centres: Tensor, count: int) -> Tensor:
+    """[H, count, D']: of so many stretches of rows [H, n, D'], the one farthest from its centre."""
+    near = _nearest(rows, centres)[..., None].expand_as(rows)
+    far = (rows - centres.gather(1, near)).square().sum(-1)  # [H, n]
+    ends = torch.linspace(0, rows.shape[1], count + 1).long().tolist()
+    found = [start + far[:, start:stop].argmax(1) for start, stop in pairwise(ends)]
+    return rows.gather(1, torch.stack(found, 1)[..., None].expand(-1, -1, rows.shape[-1]))
+
+
+def _nearest(rows: Tensor, centres: Tensor) -> Tensor:
+    """[H, n] int64: by distance."""
+    out = []
+    for row, centre in zip(rows, centres):
+        half = centre.square().sum(-1) / 2
+        out.append(torch.cat([(some @ centre.T - half).argmax(-1) for some in row.split(4096)]))
+    return torch.stack(out)
