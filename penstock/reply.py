@@ -8,9 +8,12 @@ the text behind it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from penstock.core import Phase
 from penstock.errors import InputError, UsageError
@@ -20,12 +23,15 @@ from penstock.models.text import StopStrings, TextDecoder
 if TYPE_CHECKING:
     from penstock.session import Session
 
-_ROOM = 64  # tokens let in without delivering text, before the reply is ended
+ROOM = 64  # tokens let in without delivering text, before the reply is ended
 
 
 @dataclass(frozen=True)
 class Feed:
-    """What a reply asks of whoever runs it: let in this token as part of the answer, then go on."""
+    """What a reply asks of whoever runs it: let in this token as part of the answer, then go on.
+
+    Behind it, guesses of the tokens after it may be let in with the same step (`Turn.guess`).
+    """
 
     token: int
 
@@ -43,6 +49,7 @@ def reply(session: Session, question: str | None, raw: bool, sampling: Sampling)
             if i == 1 and has_turn:
                 session.turn_opens()
             session.ingest(ids, Phase.ASK)
+        session.seer.close(session, Phase.ASK)
         begin(session, has_turn)
         for item in turn.run():
             if isinstance(item, Feed):
@@ -112,11 +119,54 @@ class Turn:
         self.delivered = 0  # characters
         self.mark: Any = None
         self.was_full = False  # it ended because no more tokens were allowed
+        self.perceived = 0  # tokens that came in between the answer's, while it was spoken
+        self.ahead: deque[tuple[int, Tensor]] = deque()  # guesses in the memory, each with the logits behind it
+        self.guessed = self.right = 0  # guesses let in, and those that the model chose too
 
     @property
     def fed(self) -> int:
         """How many of the answer's tokens were let in."""
-        return self.session.tokens - self.start
+        return self.session.tokens - self.start - len(self.ahead) - self.perceived
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every token in the memory has delivered text: what comes in now need never be taken back."""
+        return self.start >= 0 and self.keep >= self.fed and self.mark is None and not self.ahead
+
+    def may_guess(self, most: int) -> int:
+        """How many guesses may be let in behind the next token: none while a mark is open for other reasons."""
+        left = self.sampling.max_new - len(self.tokens) - 1  # the last token of an answer is not let in
+        return max(0, min(most, left)) if self.mark is None else 0
+
+    def guess(self, guesses: int) -> None:
+        """The next step lets in so many guesses behind its token: hold what they may overwrite."""
+        if guesses:
+            self.mark = self.session.mark(max_new=self.room + guesses)
+
+    def learned(self, guesses: Sequence[int], logits: Tensor) -> None:
+        """That step has ended, with logits [1 + guesses, V] behind the token and behind each guess."""
+        self.session._logits = logits[0]
+        self.ahead.extend(zip(guesses, logits[1:]))
+        self.guessed += len(guesses)
+
+    def _resolve(self, token: int) -> bool:
+        """Whether a chosen token is in the memory already, as the next guess; if it is not, all guesses leave it."""
+        if not self.ahead:
+            return False
+        if self.ahead[0][0] == token:
+            self.right += 1
+            self.session._logits = self.ahead.popleft()[1]
+            return True
+        self._drop_guesses()
+        return False
+
+    def _drop_guesses(self) -> None:
+        """Take guesses out of the memory; the session is as if they had never been made."""
+        if self.ahead:
+            session, length = self.session, self.session.tokens - len(self.ahead)
+            self.ahead.clear()
+            session._memory.truncate(length, session.row)
+            session.log.truncate(length)
 
     def _deliver(self, piece: str) -> str:
         self.delivered += len(piece)
@@ -144,10 +194,15 @@ class Turn:
                 yield self._deliver(piece)
             if stopped:
                 break
-            if len(self.tokens) == self.sampling.max_new or not self._guard():
+            if len(self.tokens) == self.sampling.max_new:
                 self.was_full = True
                 break
-            yield Feed(token)
+            is_in = self._resolve(token)
+            if not is_in:
+                if not self._guard():
+                    self.was_full = True
+                    break
+                yield Feed(token)
             logits = session.logits
             assert logits is not None
         if not stopped:
@@ -174,14 +229,15 @@ class Turn:
     @property
     def room(self) -> int:
         """Tokens that may wait for text: bytes of a character, a possible stop string."""
-        return _ROOM + max((len(stop) for stop in self.sampling.stop), default=0)
+        return ROOM + max((len(stop) for stop in self.sampling.stop), default=0)
 
     def settle(self) -> Iterator[Feed]:
         """Make the memory hold the delivered tokens, no more and no fewer."""
         if self.start < 0 or self.session._memory.rows[self.session.row].is_broken:
             return
+        self._drop_guesses()
         if self.keep < self.fed:
-            self.session.take_back(self.start + self.keep)
+            self.session.take_back(self.session.tokens - (self.fed - self.keep))
         for token in self.tokens[self.fed : self.keep]:
             yield Feed(token)
         self._unmark()

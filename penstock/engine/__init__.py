@@ -10,7 +10,7 @@
 What a caller may rely on:
 
     Engine(model, memory="streaming-llm", budget=None, rows=16, ram="1GiB", folder=None, policy="first-come",
-           clock=RealClock(), *, chunk=64, tokens=256, lag=None, path="eager", measure=False, targets=None, ...)
+           clock=RealClock(), *, chunk=64, tokens=256, lag=None, path="eager", measure=False, targets=None, draft=None, ...)
     engine.open(id=None, *, lag=None)     EngineSession; an id that exists is refused, one that is None is made up
     engine.resume(path, id=None)          a session from a snapshot (of an engine or of `Session.save`)
     engine[id], id in engine, engine.ids  sessions that are open
@@ -42,6 +42,7 @@ call `step()` themselves.  Results do not depend on company: a session's tokens 
 
 from penstock.engine.answer import Answer
 from penstock.engine.controller import Targets
+from penstock.engine.drafting import Drafter, Drafting, NGram, SmallModel
 from penstock.engine.engine import Engine
 from penstock.engine.lag import LAG_POLICIES, Lag
 from penstock.engine.policies import POLICIES, PastFuture, Policy
@@ -53,14 +54,18 @@ __all__ = [
     "POLICIES",
     "Answer",
     "Appended",
+    "Drafter",
+    "Drafting",
     "Engine",
     "EngineSession",
     "EngineStats",
     "Finish",
     "Lag",
+    "NGram",
     "PastFuture",
     "Place",
     "Policy",
+    "SmallModel",
     "Status",
     "Stepped",
     "Targets",

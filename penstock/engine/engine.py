@@ -15,6 +15,7 @@ from penstock.engine.answer import Answer
 from penstock.engine.attic import Attic
 from penstock.engine.cadence import Cadence
 from penstock.engine.controller import Controller, Targets
+from penstock.engine.drafting import Drafting, Guesses
 from penstock.engine.inbox import Inbox
 from penstock.engine.lag import Lag
 from penstock.engine.plan import Limits
@@ -49,7 +50,7 @@ class Engine:
         folder: str | Path | None = None, policy: str | Policy = "first-come", clock: Clock | None = None, *,
         chunk: int = CHUNK, tokens: int = 256, logits: int = 256, device: int | str | None = None, quantum: int = 8,
         lag: Lag | None = None, path: str = "eager", measure: bool = False, patience: float = 10.0,
-        targets: Targets | None = None,
+        targets: Targets | None = None, draft: Drafting | None = None,
     ) -> None:  # fmt: skip
         for name, value in {"rows": rows, "chunk": chunk, "tokens": tokens, "logits": logits}.items():
             if value < 1:
@@ -71,6 +72,7 @@ class Engine:
         self.policy, self.clock = policy_of(policy), RealClock() if clock is None else clock
         self.limits = Limits(chunk, tokens, logits, capacity=capacity)
         self.controller = None if targets is None else Controller(targets)
+        self.guesses = None if draft is None else Guesses(draft, self.memory, self.model.attached.vocabulary)
         self.by_phase = not all(c.is_simple for c in self.memory.cascades)
         self.batches = self.memory.is_bounded and not self.by_phase  # adjacent answers share one read
         self.quantum, self.default_lag = quantum, Lag() if lag is None else lag
@@ -159,6 +161,8 @@ class Engine:
                 self.cadence.end(session.speaking.answer, Finish.CANCELLED, now)
                 session.speaking.answer.end(Finish.CANCELLED)
                 session.speaking = None
+            if self.guesses is not None:
+                self.guesses.drafter.forget(session.id)
             session.is_closed = True
             self.sessions.pop(session.id, None)
             self.busy.pop(session.id, None)

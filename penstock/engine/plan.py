@@ -6,7 +6,8 @@
     C  takes that of D: behind it in the order, not pinned, its quantum used
     D, E  wait
 
-Decoding sessions take one token each, up to `logits`; the others share what is left of `tokens`, at most `chunk` each.
+Decoding sessions take one token each, up to `logits`, and what these leave for guesses; the others share what is left of
+`tokens`, at most `chunk` each.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def acquire(ordered: Sequence[Candidate], idle: Sequence[Candidate], free: int, 
     tokens, logits = max(1, limits.tokens - decoding), limits.logits
     if limits.reading is not None:
         tokens = min(tokens, limits.reading)
+    spare = max(0, min(limits.logits, limits.tokens) - decoding)  # for guesses
     gone: set[str] = set()
 
     def give_up(place: int) -> Candidate | None:
@@ -62,21 +64,27 @@ def acquire(ordered: Sequence[Candidate], idle: Sequence[Candidate], free: int, 
         return last
 
     for place, c in enumerate(ordered):
-        n = 1 if c.decodes else min(c.tokens, limits.chunk, tokens)
+        extra = min(c.guesses, spare, limits.chunk - 1) if c.decodes else 0
+        n = 1 + extra if c.decodes else min(c.tokens, limits.chunk, tokens)
         if c.id in gone or (logits < 1 if c.decodes else n < 1 and c.tokens > 0):
             plan.waiting.append(c.id)
             continue
+        grows = n if c.limit is None else min(n, max(0, c.limit - c.held))
+        need = grows if c.has_row else grows + c.held
+        while limits.capacity is not None and held + need > limits.capacity and give_up(place) is not None:
+            free += 1
+        is_over = limits.capacity is not None and held + need > limits.capacity
+        if is_over and plan.serve:  # never more than there is, but for the first, so that something goes on
+            plan.waiting.append(c.id)
+            continue
         if not c.has_row:
-            if free:
-                free -= 1
-            elif give_up(place) is None:
+            if not free and give_up(place) is None:
                 plan.waiting.append(c.id)
                 continue
-            held += c.held
-        while limits.capacity is not None and held + n > limits.capacity and give_up(place) is not None:
-            free += 1
-        held += n
+            free = max(0, free - 1)
+        held += need
         logits -= c.decodes
-        tokens -= 0 if c.decodes else n
+        tokens -= extra if c.decodes else n
+        spare -= extra
         plan.serve.append((c.id, n))
     return plan

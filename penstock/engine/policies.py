@@ -33,6 +33,7 @@ class Candidate:
     held: int = 0  # entries of its memory now
     grown: int = 0  # tokens that its answer has so far
     most: int = 0  # tokens that its answer may have at most
+    guesses: int = 0  # tokens that may be let in behind its next one, if there is room
     limit: int | None = None  # entries its memory never exceeds; None: grows
 
 

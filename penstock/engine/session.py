@@ -210,7 +210,7 @@ class EngineSession:
                 self.core.meter.seconds, counters,
             )  # fmt: skip
 
-    def candidate(self, quantum: int) -> Candidate:
+    def candidate(self, quantum: int, guesses: int = 0) -> Candidate:
         """What it wants of the next step."""
         speaking, head = self.speaking, self.inbox.head
         limit = self.engine.row_entries
@@ -230,6 +230,7 @@ class EngineSession:
             has_row=self.row is not None, is_pinned=speaking is not None and speaking.is_pinned,
             is_fresh=self.row is not None and self.turns < quantum, held=held,
             grown=0 if speaking is None else len(speaking.turn.tokens), most=most, limit=limit,
+            guesses=0 if speaking is None else speaking.turn.may_guess(guesses),
         )  # fmt: skip
 
     def _check_open(self) -> None:

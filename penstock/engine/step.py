@@ -31,6 +31,7 @@ class Work:
     session: EngineSession
     tokens: list[int]
     phase: Phase
+    guesses: int = 0  # how many of the tokens, the last ones, are
 
     @property
     def row(self) -> int:
@@ -46,7 +47,8 @@ def one_step(engine: Engine) -> Stepped:
         sessions = _with_work(engine, now)
         if not sessions:
             return Stepped()
-        ordered = engine.policy.order([s.candidate(engine.quantum) for s in sessions])
+        guesses = engine.guesses.allowed(sum(s.speaking is not None for s in sessions)) if engine.guesses else 0
+        ordered = engine.policy.order([s.candidate(engine.quantum, guesses) for s in sessions])
         admitted = engine.policy.admit(ordered, engine.limits.capacity)
         limits = _limits(engine, admitted, now)
         busy = {c.id for c in ordered}
@@ -74,14 +76,22 @@ def one_step(engine: Engine) -> Stepped:
         engine.controller.settle(len(done) - answers, answers, time.perf_counter() - started)
     with engine.lock:
         now = engine.clock.now()
+        turns = {
+            w.session.id: (t := w.session.speaking.turn, t.right) for w in done if w.guesses and w.session.speaking
+        }
+        for session, _ in served:
+            _go_on(engine, session, now, out)
         for work in done:
-            decodes = work.phase is Phase.ANSWER
-            (out.decoded if decodes else out.ingested)[work.session.id] = len(work.tokens)
+            decodes, id = work.phase is Phase.ANSWER, work.session.id
+            (out.decoded if decodes else out.ingested)[id] = len(work.tokens) - work.guesses
+            if id in turns and engine.guesses is not None:
+                turn, right = turns[id]
+                out.decoded[id] += turn.right - right
+                engine.guesses.made += work.guesses
+                engine.guesses.right += turn.right - right
         engine.tokens_ingested += sum(out.ingested.values())
         engine.tokens_decoded += sum(out.decoded.values())
         engine.steps += bool(done)
-        for session, _ in served:
-            _go_on(engine, session, now, out)
     for session, _ in served:
         if session.closes and not session.has_work:
             engine.forget(session)
@@ -117,8 +127,13 @@ def _work(engine: Engine, session: EngineSession, count: int, now: float) -> Wor
         session.served = now
         session.turns += 1
         if session.speaking is not None:
-            feed = session.speaking.feed
-            return None if feed is None else Work(session, [feed], Phase.ANSWER)
+            feed, guesses = session.speaking.feed, list[int]()
+            if feed is None:
+                return None
+            if engine.guesses is not None and count > 1:
+                guesses = engine.guesses.guess(session.id, session.core.log, feed, count - 1)
+                session.speaking.turn.guess(len(guesses))
+            return Work(session, [feed, *guesses], Phase.ANSWER, len(guesses))
         head = session.inbox.head
         if not isinstance(head, Piece):
             return None
@@ -160,7 +175,10 @@ def _run(engine: Engine, works: list[Work], now: float) -> list[Work]:
     spans = [Span(w.row, len(w.tokens)) for w in works]
     ends = list(accumulate(span.count for span in spans))
     tokens = [t for w in works for t in w.tokens]
-    places = torch.tensor([end - 1 for end in ends], device=engine.model.attached.device)
+    counts = [len(w.tokens) if engine.measure else 1 + w.guesses for w in works]  # logits of each
+    places = torch.tensor(
+        [p for n, end in zip(counts, ends) for p in range(end - n, end)], device=engine.model.attached.device
+    )
     starts = [w.session.core.tokens for w in works]
     try:
         logits = engine.runner.step(spans, tokens, "all" if engine.measure else places, works[0].phase)
@@ -174,9 +192,10 @@ def _run(engine: Engine, works: list[Work], now: float) -> list[Work]:
         return []
     seconds = time.perf_counter() - began
     engine.observe(works, seconds)
-    for i, (work, at, end) in enumerate(zip(works, starts, ends)):
-        mine = logits[end - len(work.tokens) : end] if engine.measure else logits[i : i + 1]
+    for work, at, mine in zip(works, starts, logits.split(counts)):
         work.session.core.stepped(at, work.tokens, mine, seconds * len(work.tokens) / ends[-1])
+        if work.guesses and work.session.speaking is not None:
+            work.session.speaking.turn.learned(work.tokens[1:], mine[-1 - work.guesses :])
         if work.phase is not Phase.ANSWER:
             with engine.lock:
                 work.session.inbox.take(len(work.tokens))

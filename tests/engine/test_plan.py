@@ -38,6 +38,10 @@ def test_nothing_is_given_out_twice(
     reading = [n for id, n in plan.serve if not by_id[id].decodes]
     assert sum(reading) <= tokens
     assert all(n <= 32 for n in reading)
+    here = {c.id: c.held for c in (*ordered, *resting) if c.has_row and c.id not in plan.demote}
+    here |= {c.id: c.held for c in served}
+    if capacity is not None and len(plan.serve) > 1:
+        assert sum(n for _, n in plan.serve) + sum(here.values()) <= max(capacity, sum(c.held for c in ordered[:1]))
     if any(c.has_row or free for c in ordered[:1]):
         assert served, "the first in order is always served if it has a place"
 

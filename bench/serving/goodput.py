@@ -1,0 +1,111 @@
+"""Goodput: how many requests keep their promises when memory is short, first-come against past-future admission?
+
+A memory that grows and a device that holds a few answers' worth of it.  Requests arrive at random; nobody knows how long
+their answers will be (the reader goes away after a length of its own; `max_new` is far above it).  A request keeps its
+promises if its first token comes within `first` seconds and no gap between two tokens is longer than `between`.  An
+eviction is harmful if it takes the memory of an answer under way.  The clock moves by stated costs of a step, not by real
+time, so the result is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from bench.report import say, table
+from bench.serving.common import Text
+from penstock.core import SimulatedClock
+from penstock.engine import Answer, Engine
+from penstock.models.load import Model
+
+FIXED, PER_TOKEN, PER_SWAP = 0.006, 0.00025, 0.002  # seconds of a step, of each of its tokens, of a row moved
+
+
+def _requests(count: int, rate: float, seed: int) -> list[tuple[float, int, int]]:
+    """(arrival, tokens of the prompt, tokens until its reader goes)"""
+    draw, at, out = random.Random(seed), 0.0, []
+    for _ in range(count):
+        at += draw.expovariate(rate)
+        out.append((at, round(draw.uniform(20, 80)), min(400, max(8, round(draw.lognormvariate(4.6, 0.6))))))
+    return out
+
+
+def _serve(
+    model: Model, policy: str, requests: list[tuple[float, int, int]], capacity: int, first: float, between: float
+) -> dict[str, Any]:
+    clock, text = SimulatedClock(), Text(model)
+    per_entry = sum(layer.entry_bytes(model.attached.geometry.dtype) for layer in model.attached.geometry.layers)
+    engine = Engine(
+        model, "dense", None, rows=32, policy=policy, clock=clock, device=capacity * per_entry, quantum=1, ram="8GiB"
+    )
+    waiting = list(requests)
+    open_: dict[str, tuple[Answer, int]] = {}
+    asked: dict[str, float] = {}
+    last: dict[str, float] = {}
+    worst: dict[str, float] = {}
+    began: dict[str, float] = {}
+    harmful = most = tokens = 0
+    while waiting or open_:
+        while waiting and waiting[0][0] <= clock.now():
+            at, prompt, length = waiting.pop(0)
+            session = engine.open(f"r{len(asked):04}")
+            session.append(text.take(prompt))
+            asked[session.id] = at
+            open_[session.id] = (session.ask(max_new=400), length)
+        if not open_:
+            clock.time = waiting[0][0]
+            continue
+        speaking = {id for id in open_ if engine[id].speaking is not None}
+        stepped = engine.step()
+        moved = len(stepped.demoted) + len(stepped.promoted)
+        clock.sleep(FIXED + PER_TOKEN * stepped.tokens + PER_SWAP * moved)
+        now = clock.now()
+        harmful += sum(id in speaking for id in stepped.demoted)
+        most = max(most, sum(s.core.tokens for s in engine.rows.taken))
+        tokens += len(stepped.decoded)
+        for id in list(open_):
+            answer, length = open_[id]
+            if answer.tokens and id not in began:
+                began[id] = last[id] = now
+                worst[id] = 0.0
+            elif id in stepped.decoded:
+                worst[id], last[id] = max(worst[id], now - last[id]), now
+            if answer.tokens >= length:
+                answer.cancel()
+            if answer.finish is not None:
+                engine[id].close()
+                del open_[id]
+    engine.close()
+    kept = [id for id in asked if began[id] - asked[id] <= first and worst[id] <= between]
+    return {
+        "attainment": len(kept) / len(asked), "goodput_per_second": len(kept) / clock.now(), "seconds": clock.now(),
+        "late_first": sum(began[id] - asked[id] > first for id in asked),
+        "long_gap": sum(worst[id] > between for id in asked),
+        "harmful_evictions": harmful, "most_entries": most, "tokens": tokens,
+    }  # fmt: skip
+
+
+def run(
+    model: Model, count: int, rate: float, capacity: int, first: float, between: float, seeds: int = 1
+) -> dict[str, Any]:
+    """The same requests under both policies."""
+    result: dict[str, Any] = {
+        "requests": count, "rate": rate, "capacity_entries": capacity, "first_seconds": first,
+        "between_seconds": between, "costs": {"fixed": FIXED, "per_token": PER_TOKEN, "per_swap": PER_SWAP},
+    }  # fmt: skip
+    for policy in ("first-come", "past-future"):
+        runs = [_serve(model, policy, _requests(count, rate, s), capacity, first, between) for s in range(seeds)]
+        result[policy] = {key: sum(r[key] for r in runs) / seeds for key in runs[0]}
+    ours, theirs = result["past-future"], result["first-come"]
+    result["times_goodput"] = ours["goodput_per_second"] / max(1e-9, theirs["goodput_per_second"])
+    heads = ["admission", "kept promises", "goodput/s", "late first", "long gap", "harmful evictions"]
+    rows = []
+    for policy in ("first-come", "past-future"):
+        r = result[policy]
+        rows.append([
+            policy, f"{r['attainment']:.1%}", f"{r['goodput_per_second']:.2f}", f"{r['late_first']:g}",
+            f"{r['long_gap']:g}", f"{r['harmful_evictions']:g}",
+        ])  # fmt: skip
+    say(table(heads, rows))
+    say(f"times the goodput: {result['times_goodput']:.2f}")
+    return result

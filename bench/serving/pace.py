@@ -1,0 +1,90 @@
+"""Time between tokens of answers under way, alone and beside a session that reads a long file."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from bench.report import say, table
+from bench.serving.common import Text, spread
+from penstock.engine import Answer, Engine, EngineSession, Targets
+from penstock.models.load import Model
+
+
+class Speakers:
+    """Sessions that answer without end: who has finished is asked again."""
+
+    def __init__(self, engine: Engine, count: int, text: Text) -> None:
+        self.engine = engine
+        self.sessions = [engine.open() for _ in range(count)]
+        for session in self.sessions:
+            session.append(text.take(400))
+        engine.drain()
+        self.answers: dict[str, Answer] = {}
+        self.gaps: list[float] = []
+        self._last: dict[str, float] = {}
+
+    def go_on(self) -> None:
+        """One step, and the gaps between the tokens of each answer."""
+        for session in self.sessions:
+            answer = self.answers.get(session.id)
+            if answer is None or answer.finish is not None:
+                self.answers[session.id] = session.ask(max_new=256)
+                self._last.pop(session.id, None)
+        stepped, now = self.engine.step(), time.perf_counter()
+        for id in stepped.decoded:
+            if id in self._last:
+                self.gaps.append(now - self._last[id])
+            self._last[id] = now
+
+    def measure(self, steps: int) -> list[float]:
+        self.gaps = []
+        for _ in range(steps):
+            self.go_on()
+        return self.gaps
+
+
+def _beside(speakers: Speakers, reader: EngineSession, tokens: list[int]) -> tuple[list[float], float]:
+    speakers.gaps = []
+    reader.append(tokens)
+    began = time.perf_counter()
+    while reader.has_work:
+        speakers.go_on()
+    return speakers.gaps, time.perf_counter() - began
+
+
+def run(model: Model, live: int, file_tokens: int, budget: int, share: float = 1.6) -> dict[str, Any]:
+    """p99 with and without a target; the target is `share` times the median gap alone.
+
+    Without a target only a tenth of the file is read: its gaps are all alike.
+    """
+    text = Text(model)
+    result: dict[str, Any] = {"live": live, "file_tokens": file_tokens, "budget": budget}
+    alone: list[float] = []
+    speakers = Speakers(Engine(model, "streaming-llm", budget, rows=live + 1), live, text)
+    speakers.measure(30)
+    alone += speakers.measure(200)
+    free, _ = _beside(speakers, speakers.engine.open(), text.take(file_tokens // 10))
+    alone += speakers.measure(200)
+    speakers.engine.close()
+    target = share * spread(alone)["p50"]
+    engine = Engine(model, "streaming-llm", budget, rows=live + 1, targets=Targets(between=target))
+    speakers = Speakers(engine, live, text)
+    _beside(speakers, engine.open(), text.take(2_000))  # costs are learned
+    alone += speakers.measure(200)
+    held, seconds = _beside(speakers, engine.open(), text.take(file_tokens))
+    alone += speakers.measure(200)
+    engine.close()
+    result |= {
+        "target_ms": target, "alone": spread(alone), "without_targets": spread(free), "with_targets": spread(held),
+        "file_seconds": seconds, "file_tokens_per_second": file_tokens / seconds, "gaps": len(held),
+    }  # fmt: skip
+    for name in ("without_targets", "with_targets"):
+        result[f"p99_times_alone_{name}"] = result[name]["p99"] / result["alone"]["p99"]
+    names = ("alone", "without_targets", "with_targets")
+    rows = [[name, *(f"{result[name][q]:.1f} ms" for q in ("p50", "p99"))] for name in names]
+    for row, name in zip(rows, names):
+        row.append(f"{result[name]['p99'] / result['alone']['p99']:.2f}")
+    say(table([f"between tokens, {live} live", "p50", "p99", "p99 / alone"], rows))
+    say(f"{file_tokens:,} tokens were read beside them in {seconds:.0f} s, with a target of {target:.1f} ms")
+    return result
