@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.core import Budget, Chunk, Phase, Span
+from penstock.core import Budget, Chunk, Frame, Phase, Span
 from penstock.errors import CompositionError, InputError, NotRewindable, UsageError
 from penstock.log import TokenLog
 from penstock.memory import Memory, SegmentView
@@ -28,12 +28,15 @@ from penstock.meter import Meter
 from penstock.methods import Method, parse
 from penstock.methods.base import entries_for
 from penstock.models.chat import Turns, turns
+from penstock.models.embedded import Inputs
 from penstock.models.load import Model
 from penstock.models.paths import Runner
 from penstock.models.sampling import Sampling
 from penstock.models.support import check_supported
 from penstock.models.text import TextEncoder
+from penstock.models.vision import Vision, Visual
 from penstock.reply import reply
+from penstock.seeing import Seer, cascades_for
 from penstock.spans import Spans
 from penstock.spans import end as end_span
 from penstock.spans import prune as prune_span
@@ -104,7 +107,7 @@ class Session:
     def __init__(
         self, model: Model, method: Method | str, budget: Budget | int | str | None, *, chunk: int = CHUNK,
         path: str = "auto", log: Path | None = None, measure: bool = False, special: bool = False,
-        shared: Runner | None = None, row: int = 0,
+        shared: Runner | None = None, row: int = 0, vision: Vision | None = None,
     ) -> None:  # fmt: skip
         if chunk < 1:
             raise UsageError(f"a chunk cannot have {chunk} tokens: give at least 1.")
@@ -116,7 +119,7 @@ class Session:
         )
         check_supported(geometry, self.method, self.budget)
         if shared is None:
-            memory = Memory(geometry, self.method.cascades(geometry, self.budget))
+            memory = Memory(geometry, cascades_for(model, self.method.cascades(geometry, self.budget)))
             shared = Runner(model.attached, memory, path, chunk)
             self._has_own = True
         else:  # a row of the memory of many sessions: whoever shares it steps it, and feeds the encoder ahead of it
@@ -135,6 +138,7 @@ class Session:
         self._marks: list[Mark] = []
         self._on_evict: list[Callable[[Evicted], None]] = []
         self._replying = False
+        self.seer = Seer(model, vision)
 
     # -- perceive -----------------------------------------------------------------------------------------------
 
@@ -148,6 +152,15 @@ class Session:
         self._check_idle()
         payload = data.payload if isinstance(data, Chunk) else data
         return self.ingest(self._text().feed(payload))
+
+    def see(self, frame: Frame) -> int:
+        """Look at one frame; returns how many tokens entered (0 while a model's temporal unit is incomplete)."""
+        visual = self.seer.push(self, frame)
+        return 0 if visual is None else self.ingest_embeddings(visual)
+
+    def ingest_embeddings(self, visual: Visual, phase: Phase = Phase.INGEST) -> int:
+        """Let in what a vision tower saw (`Vision.encode`, less what a reducer dropped); returns the tokens entered."""
+        return self.seer.ingest(self, visual, phase)
 
     def flush(self) -> int:
         """Let in what is held back, as the end of a piece of text; returns how many tokens entered."""
@@ -168,6 +181,8 @@ class Session:
         self._check_tokens(tokens)
         if kinds is not None and len(kinds) != len(tokens):
             raise InputError(f"got {len(tokens)} tokens and {len(kinds)} kinds: give one kind per token.")
+        if len(tokens):
+            self.seer.close(self, phase)
         for start in range(0, len(tokens), self.chunk):
             part = list(tokens[start : start + self.chunk])
             self._step(part, phase, None if kinds is None else torch.tensor(kinds[start : start + self.chunk]))
@@ -186,12 +201,14 @@ class Session:
                     f"token {token} is not in the vocabulary of {size}: encode with this model's tokenizer."
                 )
 
-    def _step(self, tokens: list[int], phase: Phase, kinds: Tensor | None = None) -> None:
+    def _step(self, tokens: list[int], phase: Phase, kinds: Tensor | None = None, inputs: Inputs | None = None) -> None:
         """One step of the model, with its bookkeeping: log, losses, latency, evictions."""
         at, began = self.tokens, time.perf_counter()
         span = Span(self.row, len(tokens))
-        logits = self.runner.step([span], tokens, "all" if self.measure else "last", phase, kinds)
+        inputs = self.seer.inputs(len(tokens), inputs) if self._has_own else inputs
+        logits = self.runner.step([span], tokens, "all" if self.measure else "last", phase, kinds, inputs)
         assert logits is not None
+        self.seer.stepped(at, len(tokens), inputs)
         self.stepped(at, tokens, logits, time.perf_counter() - began)
 
     def stepped(self, at: int, tokens: list[int], logits: Tensor, seconds: float) -> None:
@@ -215,6 +232,8 @@ class Session:
         if not len(known):
             return []
         target = torch.tensor(tokens[-len(known) :], device=known.device)
+        if bool((target < 0).any()):  # pictures are not predicted
+            return []
         return torch.nn.functional.cross_entropy(known.float(), target, reduction="none").tolist()
 
     def decode(self, token: int) -> Tensor:
@@ -269,7 +288,7 @@ class Session:
         length = self._memory.mark(self.row, max_new)
         encoder = self.encoder.state_dict() if self.encoder is not None and self._has_own else None
         state = {"encoder": encoder, "logits": self._logits, "turn": (self._in_answer, self._turns_from)}
-        state["spans"] = self.spans.state_dict()
+        state |= {"spans": self.spans.state_dict(), "seer": self.seer.state_dict()}
         self._marks.append(Mark(length, state))
         return self._marks[-1]
 
@@ -301,6 +320,7 @@ class Session:
         self._logits = mark.state["logits"]
         self._in_answer, self._turns_from = mark.state["turn"]
         self.spans.load_state_dict(mark.state["spans"])
+        self.seer.load_state_dict(mark.state["seer"])
 
     def truncate(self, length: int) -> None:
         """Forget the newest tokens so that `length` remain; exact, or NotRewindable.  Held-back text is dropped."""
@@ -327,9 +347,11 @@ class Session:
         last = self.log.slice(length - 1, length)
         if not last or self.tokens - length + 1 > self.log.rewindable:
             raise NotRewindable(f"the log keeps too few tokens to return to {length}: resume a snapshot instead.")
+        self.seer.check_cut(length, last[0])
         self._memory.truncate(length - 1, self.row)
         self.log.truncate(length - 1)
         self.spans.truncate(length)
+        self.seer.cut(length - 1)
         self._marks = [m for m in self._marks if m.length < length]
         if self._turns_from is not None and length <= self._turns_from:
             self._in_answer, self._turns_from = False, None
@@ -357,6 +379,7 @@ class Session:
         self.spans = Spans(self.spans.stack)
         self._logits, self._marks = None, []
         self._in_answer, self._turns_from = False, None
+        self.seer.clear()
         self.encoder = self._new_encoder()
 
     def _new_encoder(self) -> TextEncoder | None:
@@ -366,7 +389,7 @@ class Session:
         """A second session with the same past; from here on neither affects the other."""
         other = Session(
             self.model, self.method, self.budget, chunk=self.chunk, path=self.runner.path, measure=self.measure,
-            special=self._special,
+            special=self._special, vision=self.seer.vision,
         )  # fmt: skip
         self._memory.copy_row(self.row, other._memory, 0)
         self.share_past(other)
@@ -377,6 +400,7 @@ class Session:
         """Give another session everything but the memory's row."""
         other.log, other.spans = self.log.copy(), self.spans.copy()
         other.encoder = self.encoder.copy() if self.encoder is not None else None
+        other.seer.load_state_dict(self.seer.state_dict())
         other._logits = None if self._logits is None else self._logits.clone()
         other._in_answer, other._turns_from, other._turns = self._in_answer, self._turns_from, self._turns
 

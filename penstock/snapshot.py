@@ -76,6 +76,7 @@ def save(
         "turns_from": session._turns_from,
         "log": session.log.state_dict(),
         "spans": session.spans.state_dict(),
+        "seer": session.seer.state_dict(),
         "encoder": session.encoder.state_dict() if session.encoder is not None else None,
         "pending_bytes": pending_bytes,
     }
@@ -209,6 +210,8 @@ def restore(
         session.log.load_state_dict(body["log"])
         if "spans" in body:  # not in files written before there were spans
             session.spans.load_state_dict(body["spans"])
+        if "seer" in body:  # not in files written before sessions could see
+            session.seer.load_state_dict(body["seer"])
         if session.encoder is not None and body["encoder"] is not None:
             session.encoder.load_state_dict(body["encoder"])
         if "logits" in tensors:

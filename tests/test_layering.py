@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "penstock"
 
 BASE = {"core", "errors", "cost", "registry"}
 SLOTS = {"memory", "stages", "reducers", "triggers", "rollout"}
-SESSION = {"cache", "session", "reply", "snapshot", "log", "meter", "spans", "engine"}
+SESSION = {"cache", "session", "reply", "snapshot", "log", "meter", "spans", "seeing", "engine"}
 TOP = {"aio", "client", "io", "serve", "cli", "testing", "worlds"}
 
 # room -> rooms that it may import (itself always)
@@ -36,7 +36,8 @@ ALLOWED: dict[str, set[str]] = {
     "testing": BASE | SESSION | {"models", "serve", "client"},
     "compare": BASE | SLOTS | SESSION | {"methods", "models", "io", "worlds"},
     "serve": BASE | SLOTS | SESSION | {"methods", "models", "io"},
-    "watch": BASE | SLOTS | SESSION | {"methods", "models", "io", "worlds"},
+    "live": BASE | SLOTS | SESSION | {"methods", "models"},
+    "watch": BASE | SLOTS | SESSION | {"live"} | {"methods", "models", "io", "worlds"},
     "cli": BASE | SLOTS | SESSION | {"methods", "models", "io", "compare", "serve", "worlds", "testing", "client", "watch"},
 }
 

@@ -99,6 +99,7 @@ class FlowPlan:
     memo: dict[Any, Angles] = field(default_factory=dict)
     wanted: range | None = None
     decode: None = None
+    at: Tensor | None = None  # [N] int64: where tokens stand, if the caller counts positions
 
 
 class FlowGroup:
@@ -162,6 +163,7 @@ class FlowGroup:
                             plan.kinds[cut],
                             plan,
                             logit,
+                            None if plan.at is None else plan.at[cut],
                         )
                     )
                     done += size
@@ -175,12 +177,12 @@ class FlowGroup:
 
 def _piece(
     branch: Branch, lane: Lane, reader: Reader, query: Tensor, key: Tensor, value: Tensor, start: int, kinds: Tensor,
-    plan: FlowPlan, sink_logit: Tensor | None,
+    plan: FlowPlan, sink_logit: Tensor | None, given: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Some consecutive tokens within one unit: join the tail, read, and move if the unit ends.  Gives [Hq, C, Dv]."""
     place, count = branch.place, query.shape[1]
     seen = torch.arange(start, start + count)
-    at = _counted(lane, kinds) if branch.cascade.apart else seen
+    at = given if given is not None else _counted(branch, lane, kinds) if branch.cascade.apart else seen
     heads = place.heads
     fresh = Entries(
         key, value, seen.expand(heads, -1), kinds.expand(heads, -1), at.expand(heads, -1) if place.placed else None
@@ -218,12 +220,12 @@ def readables(branch: Branch, lane: Lane, query: Query) -> Any:
         yield from segment.read(state, query, where, place)
 
 
-def _counted(lane: Lane, kinds: Tensor) -> Tensor:
-    """[C] int64: the number of each token among those that were read, or among those that were written."""
+def _counted(branch: Branch, lane: Lane, kinds: Tensor) -> Tensor:
+    """[C] int64: the number of each token among those that were read, or (from the gap on) that were written."""
     before = torch.tensor(lane.counts) + torch.bincount(_sides(lane.tail.entries.kind[0]), minlength=KINDS)
     side = _sides(kinds)
     one_hot = torch.nn.functional.one_hot(side, KINDS)  # [C, K]
-    return (before + one_hot.cumsum(0) - one_hot).gather(1, side[:, None])[:, 0]
+    return (before + one_hot.cumsum(0) - one_hot).gather(1, side[:, None])[:, 0] + branch.cascade.gap * side
 
 
 def _sides(kinds: Tensor) -> Tensor:

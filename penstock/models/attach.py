@@ -25,6 +25,7 @@ from transformers import AttentionInterface
 
 from penstock.errors import UnsupportedModel
 from penstock.memory import Geometry
+from penstock.models.embedded import Inputs, forward_embedded
 from penstock.models.products import Unwatched, products
 
 IMPLEMENTATION = "penstock"
@@ -189,13 +190,14 @@ class Attached:
         return self.geometry.device
 
     def run(
-        self, tokens: Tensor, step: Any, positions: Tensor | None = None, logits: Logits | Tensor = "last"
-    ) -> Tensor | None:
+        self, tokens: Tensor, step: Any, positions: Tensor | None = None, logits: Logits | Tensor = "last",
+        inputs: Inputs | None = None,
+    ) -> Tensor | None:  # fmt: skip
         """One forward pass: tokens [N] int64; logits [1, V] of the last token, [N, V] of all, or None.
 
         `logits` may also be a tensor of places [k] int64 in the step; the result is then [k, V].
 
-        `positions` [N] are needed only by models with learned absolute positions.
+        `positions` [N] are needed only by models with learned absolute positions; `inputs` are embeddings of pictures.
         """
         if self.own is not None and not self.own.is_replaced:
             raise UnsupportedModel(
@@ -204,6 +206,8 @@ class Attached:
             )
         with products(self.geometry.dtype, self.device, len(tokens)) as wide:
             step = step if wide is None or isinstance(step, Recorder) else Unwatched(step)
+            if inputs is not None and (inputs.embeddings is not None or inputs.offsets is not None):
+                return forward_embedded(self.hf, tokens, step, inputs, logits)
             return forward(self.hf, self.adapter, tokens, step, positions, logits)
 
     def detach(self) -> None:

@@ -96,7 +96,7 @@ def _from_pretrained(path: Path, name: str, dtype: torch.dtype | None, tokenizer
         raise InputError(f"there is no model folder {name}: give a folder with config.json, or a name on the hub.")
     source = str(path)
     try:
-        hf = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
+        hf = _class_for(source).from_pretrained(source, dtype=dtype or "auto")
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, json.JSONDecodeError) as error:
         raise _explained(name, error) from None
     except Exception as error:  # safetensors raises its own type, without a common base
@@ -107,6 +107,17 @@ def _from_pretrained(path: Path, name: str, dtype: torch.dtype | None, tokenizer
         except Exception as error:
             raise InputError(f"{name} has no usable tokenizer ({_first_line(error)}): add tokenizer.json.") from None
     return hf, tokenizer
+
+
+def _class_for(source: str) -> Any:
+    """The automatic class that loads a model: of those that see, where it is one and no plain language model."""
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    kind = transformers.AutoConfig.from_pretrained(source).model_type
+    if kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
 
 
 def _check_folder(path: Path) -> None:

@@ -28,6 +28,7 @@ from penstock.core import Phase, Span
 from penstock.errors import PenstockError, UnknownName, UsageError
 from penstock.memory import Memory
 from penstock.models.attach import COMPILING, Attached, Logits, forward
+from penstock.models.embedded import Inputs, place
 
 PATHS = ("auto", "eager", "compiled")
 _AFTER = 96  # steps of one kind before `auto` finds compiling worth its while
@@ -250,42 +251,46 @@ class Runner:
     @torch.no_grad()
     def step(
         self, spans: Sequence[Span], tokens: Sequence[int] | Tensor, logits: Logits | Tensor = "last",
-        phase: Phase = Phase.INGEST, kinds: Tensor | None = None,
+        phase: Phase = Phase.INGEST, kinds: Tensor | None = None, inputs: Inputs | None = None,
     ) -> Tensor | None:  # fmt: skip
-        """Run packed tokens [N] of kinds [N] through the model and the memory; logits as Attached.run."""
+        """Run packed tokens [N] of kinds [N] through the model and the memory; logits and inputs as Attached.run."""
         attached = self.attached
         ids = torch.as_tensor(tokens, dtype=torch.int64, device=attached.device)
-        kind = None if isinstance(logits, Tensor) else self._kind(spans, logits)
+        kind = None if isinstance(logits, Tensor) or inputs is not None else self._kind(spans, logits)
         if kind is not None and self._use(kind, phase):
             with self.memory.step(spans, phase) as step:
                 return self._get(kind)(ids, step)
         if _under_way and not self.memory.naive:
-            return self._beside_a_compiler(spans, ids, logits, phase, kinds)
-        return self._eager(spans, ids, logits, phase, kinds)
+            return self._beside_a_compiler(spans, ids, logits, phase, kinds, inputs)
+        return self._eager(spans, ids, logits, phase, kinds, inputs)
 
     def _eager(
-        self, spans: Sequence[Span], ids: Tensor, logits: Logits | Tensor, phase: Phase, kinds: Tensor | None
-    ) -> Tensor | None:
+        self, spans: Sequence[Span], ids: Tensor, logits: Logits | Tensor, phase: Phase, kinds: Tensor | None,
+        inputs: Inputs | None,
+    ) -> Tensor | None:  # fmt: skip
         positions = self._positions(spans) if self.attached.geometry.is_absolute else None
         with self.memory.step(spans, phase, kinds) as step:
-            return self.attached.run(ids, step, positions, logits)
+            if inputs is not None:
+                place(step, inputs.at)
+            return self.attached.run(ids, step, positions, logits, inputs)
 
     def _beside_a_compiler(
-        self, spans: Sequence[Span], ids: Tensor, logits: Logits | Tensor, phase: Phase, kinds: Tensor | None
-    ) -> Tensor | None:
+        self, spans: Sequence[Span], ids: Tensor, logits: Logits | Tensor, phase: Phase, kinds: Tensor | None,
+        inputs: Inputs | None,
+    ) -> Tensor | None:  # fmt: skip
         """An eager step while another thread compiles: if the compiler's patches break it, it is taken back and run
         again when the compiler is done (rare; seen once in some thousand steps)."""
         marks = [(self.memory.mark(span.row, span.count), span.row) for span in spans]
         try:
             try:
-                return self._eager(spans, ids, logits, phase, kinds)
+                return self._eager(spans, ids, logits, phase, kinds, inputs)
             except PenstockError:
                 raise
             except Exception:
                 for mark, row in marks:
                     self.memory.rollback(mark, row)
                 with COMPILING:
-                    return self._eager(spans, ids, logits, phase, kinds)
+                    return self._eager(spans, ids, logits, phase, kinds, inputs)
         finally:
             for mark, row in marks:
                 self.memory.commit(mark, row)

@@ -73,7 +73,7 @@ class Outline(nn.Module):
         return slice(start, start + len(CODES[kind]))
 
     def target(self, labels: Tensor) -> Tensor:
-        """What the projector should say [n, hidden] of labels [n, 5] (shape, colour, plate, place: -1 is none; meets)."""
+        """What is to be said [n, hidden] of labels [n, 5] (shape, colour, plate, place; -1 is none; meets)."""
         inner = torch.zeros(len(labels), self.space.shape[1])
         for column, kind in enumerate(CODES):
             part = F.one_hot(labels[:, column].clamp(min=0), len(CODES[kind])) * (labels[:, column, None] >= 0)

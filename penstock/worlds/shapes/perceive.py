@@ -50,7 +50,7 @@ def loss_of(net: ShapesNet, images: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     flat = labels.flatten(0, 1)
     loss = F.mse_loss(said, net.outline.target(flat)) / 0.04**2
     right = []
-    for column, (kind, logits) in enumerate(net.outline.scores(said).items()):
+    for column, logits in enumerate(net.outline.scores(said).values()):
         wanted = torch.where(flat[:, column] < 0, logits.shape[1] - 1, flat[:, column])
         loss = loss + F.cross_entropy(logits, wanted)
         right.append((logits.argmax(1) == wanted).float().mean())
@@ -63,7 +63,9 @@ def perceive(net: ShapesNet, steps: int, seed: int, batch: int = 48, lr: float =
     matrices = [p for p in parameters if p.dim() == 2]
     others = [p for p in parameters if p.dim() != 2]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon([{"params": matrices}], lr=lr, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            [{"params": matrices}], lr=lr, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW([{"params": others}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]  # fmt: skip
     for step in range(steps):

@@ -25,6 +25,8 @@ from penstock.worlds.shapes.things import COLOURS, MEETING, SHAPES, Look, Thing,
 from penstock.worlds.shapes.tokens import BOS_ID, EOS_ID, FRAME_ID, PICTURE_ID, encode
 
 SIDE, PER_FRAME = 96, 4
+NOW = {"what": 14, "many": 9, "here": 11, "meet": 4}  # asked right behind a frame: shares of the questions
+PAST = {"where": 32, "plate": 16, "later": 14}
 SILENCE, SILENCE_ASKED, STOP_WEIGHT = 0.02, 0.08, 0.15
 
 
@@ -115,7 +117,7 @@ class RowMaker:
             row.put([BOS_ID])
         asked = rng.choice(("none", "any", "meet", "look", "none"))
         ask_at = 0 if rng.random() < 0.6 else rng.randrange(len(times))
-        chatty = rng.choice((0.0, 0.05, 0.15, 0.4))
+        chatty = rng.choice((0.05, 0.15, 0.3, 0.5))
         burst = rng.randint(60, 150)
         number = 0
         for block, (start, count) in enumerate(frames):
@@ -134,9 +136,9 @@ class RowMaker:
                 if cut_tail == 0:
                     request = self._frame_end(row, seen, request, before, was_meeting)
                     if rng.random() < chatty:
-                        self._ask(row, seen, rng, bool(cut_head))
+                        self._ask(row, seen, rng, NOW if rng.random() < 0.65 and not cut_head else PAST)
                 number += 1
-        while row.room > 16 and self._ask(row, seen, rng, False):
+        while row.room > 16 and self._ask(row, seen, rng, PAST):
             pass
         row.put([EOS_ID] * row.room)
         return row
@@ -231,14 +233,10 @@ class RowMaker:
 
     # -- questions ----------------------------------------------------------------------------------------------
 
-    def _ask(self, row: Row, seen: Seen, rng: random.Random, partial: bool) -> bool:
+    def _ask(self, row: Row, seen: Seen, rng: random.Random, kinds: dict[str, int]) -> bool:
         """One question and its answer; False if there is nothing to ask."""
-        kind = rng.choices(
-            ("what", "many", "where", "plate", "later", "here", "meet"), (14, 8, 32, 16, 14, 11, 4)
-        )[0]  # fmt: skip
+        kind = rng.choices(list(kinds), list(kinds.values()))[0]
         things = list(seen.things.values())
-        if partial and kind in ("what", "many", "here", "meet"):
-            kind = "where"
         found = self._question(kind, things, seen, rng)
         if found is None:
             return row.room > 16 and bool(things)

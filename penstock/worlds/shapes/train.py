@@ -42,9 +42,10 @@ class TrainConfig:
 
     out: str = "tiny-vlm"  # where the model folder is written
     run: str = "runs/tiny-vlm"  # where the training state is kept
-    see: int = 900  # steps in which the tower learns to see
-    steps: int = 1500  # steps in which the model learns to answer
-    rows: int = 12  # rows per step
+    see: int = 800  # steps in which the tower learns to see
+    steps: int = 1100  # steps in which the model learns to answer
+    ideal: int = 900  # of these, the first in which it is shown what a tower without faults would say: cheaper
+    rows: int = 8  # rows per step
     length: int = 256  # tokens per row
     seed: int = 0  # names the training
     lr: float = 2e-3  # peak learning rate
@@ -89,7 +90,7 @@ class Trainer:
         """The first part, if it has not been done."""
         if self.state.sees:
             return
-        for step, report in enumerate(perceive(self.net, self.config.see, self.config.seed)):
+        for step, report in enumerate(perceive(self.net, self.config.see, self.config.seed, 64)):
             if step % 50 == 49:
                 wait_for_quiet()
                 self._note({"see": step + 1} | report)
@@ -110,6 +111,7 @@ class Trainer:
         """The rows of a step."""
         config = self.config
         rng = random.Random(f"shapes:{self.state.seed}:{step}")
+        self.maker.pictures = step >= config.ideal
         batch = batch_of([self.maker.make(rng) for _ in range(config.rows)])
         if step % config.every_clamped != config.every_clamped - 1:
             return batch, None
