@@ -23,8 +23,10 @@ from penstock.cli.methods import MethodsOptions, methods
 from penstock.cli.options import RunOptions
 from penstock.cli.output import ClosedOutput, Output, abandon_stdout, closed_or_failed, say
 from penstock.cli.recommend import RecommendOptions, recommend
+from penstock.cli.reducers import ReducersOptions, reducers
 from penstock.cli.run import run
 from penstock.cli.serve import ServeOptions, serve
+from penstock.cli.watch import WatchOptions, watch
 from penstock.errors import UsageError
 from penstock.models.attach import COMPILING
 
@@ -38,9 +40,11 @@ app = typer.Typer(
 
 _COMMANDS: tuple[tuple[type[Any], Callable[[Any], int | None]], ...] = (
     (RunOptions, run),
+    (WatchOptions, watch),
     (CompareOptions, compare),
     (RecommendOptions, recommend),
     (MethodsOptions, methods),
+    (ReducersOptions, reducers),
     (CheckOptions, check),
     (InspectOptions, inspect),
     (DoctorOptions, doctor),

@@ -1,8 +1,8 @@
-"""What a watcher needs of a model that can see: encode a frame, then read the tokens of it that are worth reading."""
+"""What a watcher needs of a model that sees: encode a unit of frames, then read the tokens that are worth it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -14,8 +14,12 @@ from penstock.reducers import Reduced, Visual
 class Eyes(Protocol):
     """Vision tower and language model, apart, so that they overlap and tokens can be dropped between them."""
 
-    def encode(self, frame: Frame) -> Visual:
-        """The frame's tokens; called from a thread of its own, for one frame after the other."""
+    @property
+    def unit(self) -> int:
+        """Frames that are encoded together."""
+
+    def encode(self, frames: Sequence[Frame]) -> Visual:
+        """The tokens of at most `unit` frames; called from a thread of its own, in the order of the stream."""
 
     def read(self, visual: Visual, reduced: Reduced) -> int:
         """Put the tokens that stay into the session's memory; returns how many entered."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.errors import CompositionError
+from penstock.models.load import load
 from penstock.reducers import Chain
+from penstock.session import Session
 from penstock.triggers import Trigger, parse
 from penstock.watch.eyes import Eyes, Reader
 
@@ -35,5 +37,15 @@ def open_sight(
     model: str | None, memory: str, budget: str | None, *, device: str = "cpu", dtype: str | None = None,
     rate: float | None = None,
 ) -> Sight:  # fmt: skip
-    """Open a session on a model that sees; raises UnsupportedModel for one that does not."""
-    raise NotImplementedError
+    """Open a session on a model that sees (None: the tiny one that is shipped); UnsupportedModel for one that does not.
+
+    `rate`: frames per second that will come, which the positions of some models depend on.
+    """
+    from penstock.models.vision import Vision
+    from penstock.models.vision.tower import VLM
+    from penstock.watch.model_eyes import ModelEyes
+
+    loaded = load(VLM if model is None else model, device=device, dtype=dtype)
+    vision = Vision(loaded, rate=rate)
+    session = Session(loaded, memory, budget, vision=vision)
+    return Sight(ModelEyes(vision, session), session, loaded.name, session.budget, vision.silence is not None)

@@ -17,6 +17,7 @@ from penstock.core import Clock, Frame
 from penstock.io.bounded import BoundedQueue, Closed, Policy
 from penstock.io.frames import FrameSource, Notice
 from penstock.reducers import Chain, Reduced, Visual
+from penstock.reducers.chain import ChainState
 from penstock.watch.eyes import Eyes
 
 WAITING, ENCODED = 8, 4  # frames that may wait: before the vision tower, behind it
@@ -24,12 +25,16 @@ WAITING, ENCODED = 8, 4  # frames that may wait: before the vision tower, behind
 
 @dataclass(frozen=True)
 class Seen:
-    """A frame on its way into the memory."""
+    """A unit of frames on its way into the memory."""
 
-    frame: Frame
+    frames: tuple[Frame, ...]
     visual: Visual
     reduced: Reduced
-    novelty: float  # what the last frame reducer made of it
+
+    @property
+    def t(self) -> float:
+        """Seconds of stream time of its last frame."""
+        return self.frames[-1].t
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Pipeline:
         native: bool = False, waiting: int = WAITING,
     ) -> None:  # fmt: skip
         self.source, self.eyes, self.chain, self.clock, self.native = source, eyes, chain, clock, native
-        self._raw: BoundedQueue[Notice | Skipped | tuple[Frame, float]] = BoundedQueue(waiting, policy)
+        self._raw: BoundedQueue[Notice | Skipped | Frame] = BoundedQueue(waiting, policy)
         self._encoded: BoundedQueue[Seen | Notice | Skipped] = BoundedQueue(ENCODED, "wait")
         self._threads = [
             threading.Thread(target=self._decode, name="penstock-decode", daemon=True),
@@ -118,7 +123,7 @@ class Pipeline:
                     if self._raw.policy == "wait" or not len(self._raw):  # never in the place of a frame
                         self._raw.put(Skipped(item.t))
                 else:
-                    self._raw.put((verdict.frame, verdict.score))
+                    self._raw.put(verdict.frame)
             self._raw.end()
         except Closed:
             return
@@ -133,20 +138,30 @@ class Pipeline:
 
     def _encode(self) -> None:
         try:
-            state = self.chain.start()
+            state, unit = self.chain.start(), list[Frame]()
             while True:
-                item = self._raw.take()
-                if not isinstance(item, tuple):
-                    assert isinstance(item, (Notice, Skipped))
+                try:
+                    item = self._raw.take()
+                except Closed:
+                    if unit:
+                        self._encode_unit(state, unit)
+                    break
+                if not isinstance(item, Frame):
                     self._encoded.put(item)
                     continue
-                began = time.perf_counter()
-                frame, novelty = item
-                visual = self.eyes.encode(frame)
-                state, reduced = self.chain.visual(state, visual)
-                self.busy["encode"] += time.perf_counter() - began
-                self._encoded.put(Seen(frame, visual, reduced, novelty))
-        except Closed:
+                unit.append(item)
+                if len(unit) == self.eyes.unit:
+                    state, unit = self._encode_unit(state, unit), []
             self._encoded.end()
+        except Closed:
+            return
         except BaseException as error:
             self._encoded.end(error)
+
+    def _encode_unit(self, state: ChainState, unit: list[Frame]) -> ChainState:
+        began = time.perf_counter()
+        visual = self.eyes.encode(unit)
+        state, reduced = self.chain.visual(state, visual)
+        self.busy["encode"] += time.perf_counter() - began
+        self._encoded.put(Seen(tuple(unit), visual, reduced))
+        return state

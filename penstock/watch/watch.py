@@ -105,11 +105,10 @@ class Watch:
                     self._error(item.text, {"trouble": item.kind})
                 else:
                     silent, self.waits = 0.0, False
-                    t = item.frame.t if isinstance(item, Seen) else item.t
-                    if self._is_past(t):
+                    if self._is_past(item.t):
                         self.ended = "limit"
                         break
-                    self._until(t)
+                    self._until(item.t)
                     if isinstance(item, Seen):
                         self._see(item)
                 self._tell_drops()
@@ -143,7 +142,7 @@ class Watch:
 
     def _see(self, seen: Seen) -> None:
         began = time.perf_counter()
-        self.t = max(self.t, seen.frame.t)
+        self.t = max(self.t, seen.t)
         counts = self.counts
         try:
             self.reader.flush()
@@ -153,21 +152,21 @@ class Watch:
         except PenstockError as error:
             self._error(str(error))
             return
-        self.seconds.note(seen.frame.t, at)
-        counts.frames += 1
+        self.seconds.note(seen.t, at)
+        counts.frames += len(seen.frames)
         counts.tokens_kept += len(seen.reduced.index)
         counts.tokens_dropped += seen.visual.tokens.shape[0] - len(seen.reduced.index)
         counts.peak_bytes = max(counts.peak_bytes, self.reader.memory.nbytes)
         if entered:
             self._look(seen)
         if self.pipeline.now is not None:
-            counts.lag_ms = max(0.0, 1000 * (self.pipeline.now - seen.frame.t))
+            counts.lag_ms = max(0.0, 1000 * (self.pipeline.now - seen.t))
             counts.worst_lag_ms = max(counts.worst_lag_ms, counts.lag_ms)
         counts.busy += time.perf_counter() - began
 
     def _look(self, seen: Seen) -> None:
         try:
-            said = self.requests.look(seen.frame.t, seen.reduced.change)
+            said = self.requests.look(seen.t, seen.reduced.change)
         except PenstockError as error:
             self._error(str(error))
             return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -23,11 +24,14 @@ GRID = (2, 2)
 class FakeEyes:
     """The mean colour of each place as its token."""
 
+    unit = 1
+
     def __init__(self, session: Session) -> None:
         self.session = session
         self.read_at: list[float] = []
 
-    def encode(self, frame: Frame) -> Visual:
+    def encode(self, frames: Sequence[Frame]) -> Visual:
+        frame = frames[-1]
         return Visual(torch.from_numpy(cells(frame.image, GRID)).reshape(4, 3), GRID, frame.image, frame.t)
 
     def read(self, visual: Visual, reduced: Reduced) -> int:
@@ -36,10 +40,14 @@ class FakeEyes:
         return self.session.ingest(ids.tolist(), kinds=[Kind.VISION] * len(ids))
 
 
-def sight(memory: str = "streaming-llm", budget: int = 64) -> Sight:
+@cache
+def model() -> penstock.Model:
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    model = tiny_model("llama", vocab_size=len(tokenizer))
-    session = penstock.open(model, memory, budget, tokenizer=tokenizer, path="eager")
+    return penstock.load(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer=tokenizer)
+
+
+def sight(memory: str = "streaming-llm", budget: int = 64) -> Sight:
+    session = penstock.open(model(), memory, budget, path="eager")
     session.feed("The stream begins here.")  # what no window holds for long
     return Sight(FakeEyes(session), session, "a tiny random model", session.budget)
 

@@ -17,7 +17,7 @@ from penstock.io.video.world import Generated
 from penstock.reducers import Chain
 from penstock.reducers import parse as reducer
 from penstock.triggers import parse as trigger
-from penstock.watch import Agenda, Event, Limits, Pipeline, Requests, Watch, parse_question, request_of
+from penstock.watch import Agenda, Event, Limits, Pipeline, Requests, Watch, parse_question, request_of, speaking
 from penstock.watch.opening import Sight
 from penstock.watch.questions import about
 from tests.watch.fake import sight, video
@@ -86,7 +86,7 @@ def test_the_memory_keeps_what_the_order_of_time_says() -> None:
             plain.reader.feed("\na bell\n")
             "".join(plain.reader.reply("\nWhat?", max_new=1))
         plain.reader.flush()
-        visual = plain.eyes.encode(frame)
+        visual = plain.eyes.encode([frame])
         plain.eyes.read(visual, Chain().visual(Chain().start(), visual)[1])
     assert watch.reader.log.digest == plain.reader.log.digest  # type: ignore[attr-defined]
 
@@ -105,9 +105,9 @@ def test_a_slow_model_on_a_real_clock_drops_frames_and_neither_lags_nor_grows() 
     seen = sight()
     plain, gate = seen.eyes.encode, threading.Event()
 
-    def slow(frame: Frame) -> Any:
+    def slow(frames: Sequence[Frame]) -> Any:
         gate.wait(5)  # the first picture takes until all others have come
-        return plain(frame)
+        return plain(frames)
 
     seen.eyes.encode = slow  # type: ignore[method-assign]
 
@@ -155,6 +155,16 @@ def test_trouble_is_an_event_and_an_interruption_ends_with_honest_answers() -> N
     assert not any(thread.is_alive() for thread in watch.pipeline._threads)
 
 
+def test_units_of_several_frames_are_complete_or_the_end() -> None:
+    seen = sight()
+    seen.eyes.unit = 3  # type: ignore[misc]
+    watch, _ = watcher(video(8), ["What?@2.2"], sight=seen, limits=Limits(max_new=1))
+    for _ in watch.run():
+        pass
+    assert seen.eyes.read_at == [1.0, 2.5, 3.5]  # type: ignore[attr-defined]
+    assert (watch.counts.frames, watch.counts.tokens_kept, watch.t) == (8, 12, 3.5)
+
+
 def test_an_error_of_a_source_ends_the_watch_with_that_error() -> None:
     def broken() -> Iterator[Frame]:
         yield from video(3)
@@ -180,11 +190,14 @@ def test_requests_are_told_when_their_answer_turns_positive() -> None:
     assert [e.t for e in events if e.kind == "silence"] == [3.0, 6.0, 7.0]
 
 
-def test_a_model_that_can_be_silent_is_asked_in_the_stream_and_again_when_it_forgot() -> None:
+def test_a_model_that_can_be_silent_is_asked_in_the_stream_and_again_when_it_forgot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen = sight(budget=24)
     fed: list[str] = []
     plain = seen.reader.feed
     seen.reader.feed = lambda data: (fed.append(data), plain(data))[1]  # type: ignore[method-assign,func-returns-value]
+    monkeypatch.setattr(speaking, "MAX_NEW", 2)
     watch, events = watcher(video(20), sight=seen, requests=["Tell me when it rains."], trigger="silence:threshold=0")
     for _ in watch.run():
         pass

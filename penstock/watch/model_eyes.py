@@ -1,0 +1,66 @@
+"""The eyes of a vision-language model: its own processor and tower, and the session that reads what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from penstock.core import Frame
+from penstock.models.vision import Vision
+from penstock.models.vision import Visual as ModelVisual
+from penstock.reducers import Reduced, Visual
+from penstock.session import Session
+
+
+@dataclass(frozen=True)
+class Encoded(Visual):
+    """A unit for reducers to look at, with what the model needs to read it."""
+
+    of_model: ModelVisual | None = None
+
+
+class ModelEyes:
+    """The eyes of a vision-language model and the session that they belong to."""
+
+    def __init__(self, vision: Vision, session: Session) -> None:
+        self.vision, self.session = vision, session
+        self.units = 0  # encoded so far
+
+    @property
+    def unit(self) -> int:
+        return self.vision.unit
+
+    def encode(self, frames: Sequence[Frame]) -> Visual:
+        seen = self.vision.encode(frames, self.units)
+        self.units += 1
+        time, rows, columns = seen.grid
+        tokens = seen.embeddings.detach()
+        return Encoded(tokens, (time * rows, columns), frames[-1].image, frames[-1].t, of_model=seen)
+
+    def read(self, visual: Visual, reduced: Reduced) -> int:
+        assert isinstance(visual, Encoded)
+        assert visual.of_model is not None
+        kept = visual.of_model
+        if len(reduced.index) < len(kept):
+            kept = kept.keep(reduced.index)
+        if reduced.carriers is not None:
+            kept = carried(kept, reduced.carriers)
+        return self.session.ingest_embeddings(kept)
+
+
+def carried(visual: ModelVisual, carriers: Tensor) -> ModelVisual:
+    """A unit with new tokens behind its own: at the next position, or with three axes at the unit's last one."""
+    count, axes = len(carriers), len(visual.positions)
+    if axes == 1:
+        at, extent = len(visual) + torch.arange(count)[None], visual.extent + count
+    else:
+        at, extent = torch.full((axes, count), visual.extent - 1), visual.extent
+        at[0] = 0
+    embeddings = torch.cat([visual.embeddings, carriers.to(visual.embeddings.dtype)])
+    deep = tuple(torch.cat([layer, layer.new_zeros(count, layer.shape[1])]) for layer in visual.deep)
+    return replace(
+        visual, embeddings=embeddings, positions=torch.cat([visual.positions, at], 1), extent=extent, deep=deep
+    )
