@@ -88,6 +88,10 @@ class Native:
             own.ring, own.slots, own.group, own.rows = ring.data_ptr(), ring.shape[3], g, ring.shape[1]
             own.raw_sinks = group.raw_sinks[i].data_ptr() if group.raw_sinks else None
 
+    def _threads(self, count: int) -> int:
+        """No more threads than there is work for: a small model's step is over before another thread wakes."""
+        return max(1, min(torch.get_num_threads(), count * self.weights.work >> 20))
+
     def _where(self) -> list[tuple[int, int]]:
         return [self.memory.where[layer.index] for layer in self.memory.geometry.layers]
 
@@ -108,7 +112,7 @@ class Native:
         step, out = self._step, None
         step.tokens, step.count = tokens.data_ptr(), len(tokens)
         step.spans, step.span_count = ctypes.addressof(self._spans), len(spans)
-        step.wanted, step.threads = 0, torch.get_num_threads()
+        step.wanted, step.threads = 0, self._threads(len(tokens))
         if places is not None:
             places = places.contiguous()
             out = torch.empty(len(places), self.vocabulary, dtype=self.memory.geometry.dtype)

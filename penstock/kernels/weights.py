@@ -128,6 +128,7 @@ class Weights:
         self._embedding = body.embed_tokens.weight.detach().contiguous()
         self._lib.pk_model_embedding(self.handle, self._embedding.data_ptr())
         self._keep.clear()
+        self.work = weights  # bytes that a step reads, about
 
     @property
     def nbytes(self) -> int:

@@ -90,8 +90,8 @@ static void read_slots(const float *q, const T *keys, const T *values, int width
     const int size = count - begin < SLOTS ? int(count - begin) : SLOTS;
     score<G>(q, keys + begin * width, width, size, scores);
     for (int g = 0; g < G; g++) {
-      float *own = scores + g * SLOTS, most = NOTHING;
-      for (int s = 0; s < size; s++) most = own[s] > most ? own[s] : most;
+      float *own = scores + g * SLOTS;
+      const float most = largest_of(own, size, NOTHING);
       if (most > top[g]) {
         const float shrink = exponential(top[g] - most);
         for (int d = 0; d < width; d++) out[g * width + d] *= shrink;
@@ -99,10 +99,8 @@ static void read_slots(const float *q, const T *keys, const T *values, int width
         top[g] = most;
       }
       const float base = top[g];
-      float total = 0.0f;
       for (int s = 0; s < size; s++) own[s] = exponential(own[s] - base);
-      for (int s = 0; s < size; s++) total += own[s];
-      sum[g] += total;
+      sum[g] += sum_of(own, size);
     }
     int d = 0;
     for (; d + C * PK_LANES <= width; d += C * PK_LANES) weigh<G, C>(scores, values + begin * width, width, size, d, out);

@@ -49,7 +49,7 @@ struct Reader {
       const int size = rows - r < block ? rows - r : block;
       for (int t = 0; t < tiles; t += 2) {
         const int two = tiles - t > 1 ? 2 : 1;
-        product(PK_FLOAT32, reinterpret_cast<const char *>(own->keys) + t * bytes, bytes, width, queries + int64_t(r) * width, width, size, two, out);
+        product(PK_FLOAT32, reinterpret_cast<const char *>(own->keys) + t * bytes, bytes, width, queries + int64_t(r) * width, size, two, out);
         for (int i = 0; i < size; i++) memcpy(own->scores + int64_t(r + i) * KEYS + t * TILE, out + i * 2 * TILE, sizeof(float) * size_t(two) * TILE);
       }
       for (int i = r; i < r + size; i++) weigh_row(i, count, tiles * TILE, at, always);
@@ -59,7 +59,7 @@ struct Reader {
       for (int t = 0; t < width / TILE; t += 2) {
         const int two = width / TILE - t > 1 ? 2 : 1;
         const int64_t tile = int64_t(KEYS) * TILE * 4;
-        product(PK_FLOAT32, reinterpret_cast<const char *>(own->values) + t * tile, tile, tiles * TILE, own->scores + int64_t(r) * KEYS, KEYS, size, two, out);
+        product(OVER_SCORES, reinterpret_cast<const char *>(own->values) + t * tile, tile, tiles * TILE, own->scores + int64_t(r) * KEYS, size, two, out);
         for (int i = 0; i < size; i++) {
           float *to = own->out + int64_t(r + i) * width + t * TILE;
           for (int d = 0; d < two * TILE; d++) to[d] += out[i * 2 * TILE + d];
@@ -75,8 +75,7 @@ struct Reader {
     int64_t low = always || window == 0 ? 0 : position - window + 1 - at, high = position + 1 - at;
     low = low < 0 ? 0 : low > count ? count : low;
     high = high > count ? count : high < low ? low : high;
-    float most = NOTHING;
-    for (int64_t s = low; s < high; s++) most = own_scores[s] > most ? own_scores[s] : most;
+    const float most = largest_of(own_scores + low, high - low, NOTHING);
     if (most > own->top[row]) {
       const float shrink = exponential(own->top[row] - most);
       float *out = own->out + int64_t(row) * width;
@@ -85,12 +84,10 @@ struct Reader {
       own->top[row] = most;
     }
     const float base = own->top[row];
-    float total = 0.0f;
     for (int64_t s = low; s < high; s++) own_scores[s] = exponential(own_scores[s] - base);
-    for (int64_t s = low; s < high; s++) total += own_scores[s];
+    own->sum[row] += sum_of(own_scores + low, high - low);
     for (int64_t s = 0; s < low; s++) own_scores[s] = 0.0f;
     for (int64_t s = high; s < padded; s++) own_scores[s] = 0.0f;
-    own->sum[row] += total;
   }
 
   // Put keys and values, given by pointers, into tiles.

@@ -49,7 +49,7 @@ int64_t lay_out(const pk_model *model, Room &room, Own *own, char *base) {
   room.part_top = at.floats(parts), room.part_sum = at.floats(parts), room.part_out = at.floats(parts * width);
   for (int64_t t = 0; t < room.threads; t++) {
     Own mine;
-    mine.panel = at.floats(2 * deepest * TILE);
+    mine.panel = at.floats(2 * deepest * TILE), mine.packed = at.floats(n * deepest);
     mine.normed = at.floats(FEW * hidden), mine.merged = at.floats(FEW * all);
     mine.q = at.floats(FEW * all), mine.qs = at.floats(FEW * all);
     mine.k = at.floats(FEW * kv), mine.v = at.floats(FEW * kv), mine.raw = at.floats(FEW * kv);

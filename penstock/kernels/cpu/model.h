@@ -27,6 +27,7 @@ struct LayerWeights {
 // Buffers of one thread.
 struct Own {
   float *panel;                          // two tiles in float32
+  float *packed;                         // rows of activations as products want them
   float *normed, *merged;                // [FEW, hidden], [FEW, heads * width]
   float *q, *qs, *k, *v, *raw;           // as Room's, for FEW tokens
   float *block_q, *block_qs, *scores;    // [QUERY_ROWS, width] twice, [QUERY_ROWS, KEYS]

@@ -15,9 +15,7 @@ struct Share {
 PK_INLINE Share share(int64_t count, int thread, int threads) { return {count * thread / threads, count * (thread + 1) / threads}; }
 
 PK_INLINE void normalise(const float *x, const float *weight, int size, float eps, float *out) {
-  float sum = 0.0f;
-  for (int i = 0; i < size; i++) sum += x[i] * x[i];
-  const float factor = 1.0f / sqrtf(sum / float(size) + eps);
+  const float factor = 1.0f / sqrtf(squares_of(x, size) / float(size) + eps);
   for (int i = 0; i < size; i++) out[i] = weight[i] * (x[i] * factor);
 }
 
@@ -184,17 +182,21 @@ struct Run {
     }
   }
 
+  // The queries of one key-value head, packed for products; the output's room is free then.
+  void gather_queries(const float *queries, int h, int64_t from, int64_t to, float *packed) {
+    const int64_t size = int64_t(group) * width;
+    for (int64_t i = from; i < to; i++) memcpy(own->out + (i - from) * size, queries + i * heads * width + h * size, sizeof(float) * size_t(size));
+    pack_rows(own->out, width, (to - from) * group, width, packed);
+  }
+
   // Queries [from, to) of a chunk, one key-value head.
   void read_block(const pk_layer_memory &m, const pk_span &span, int64_t offset, int h, int64_t from, int64_t to) {
     const pk_group &g = asked->groups[m.group];
     const int64_t start = span.start, last = start + to;  // one behind the last query
     Reader reader{own, width, int((to - from) * group), group, start + from, g.window};
+    gather_queries(q(offset), h, from, to, own->block_q);
+    if (g.sinks) gather_queries(qs(offset), h, from, to, own->block_qs);
     reader.begin();
-    for (int64_t i = from; i < to; i++) {
-      const size_t size = sizeof(float) * size_t(group) * width;
-      memcpy(own->block_q + (i - from) * group * width, q(offset + i) + h * group * width, size);
-      if (g.sinks) memcpy(own->block_qs + (i - from) * group * width, qs(offset + i) + h * group * width, size);
-    }
     const int64_t sinks = g.sinks < last ? g.sinks : last;
     if (sinks) {
       turn_sinks(m, span.row, h, sinks);
@@ -294,7 +296,7 @@ struct Run {
     const int64_t hidden = shape->hidden, inner = shape->intermediate, all = int64_t(heads) * width, wide = all + 2 * int64_t(kv) * width;
     const float *x = normed(room->h, n, weights.norm_in);
     Share mine = share(weights.qkv.tiles, thread, threads);
-    multiply(weights.qkv, mine.begin, mine.end, x, hidden, n, own->panel, [&](int64_t r, int64_t column, const float *values, int count) {
+    multiply(weights.qkv, mine.begin, mine.end, x, hidden, n, own, [&](int64_t r, int64_t column, const float *values, int count) {
       memcpy(room->qkv + r * wide + column, values, sizeof(float) * size_t(wide - column < count ? wide - column : count));
     });
     meet();
@@ -308,11 +310,11 @@ struct Run {
       for (int64_t c = 0; c < real; c++) to[c] += values[c];
     };
     mine = share(weights.out.tiles, thread, threads);
-    multiply(weights.out, mine.begin, mine.end, attended, all, n, own->panel, add);
+    multiply(weights.out, mine.begin, mine.end, attended, all, n, own, add);
     meet();
     x = normed(room->h, n, weights.norm_mlp);
     mine = share(weights.gate_up.tiles / 2, thread, threads);
-    multiply(weights.gate_up, 2 * mine.begin, 2 * mine.end, x, hidden, n, own->panel, [&](int64_t r, int64_t column, const float *values, int) {
+    multiply(weights.gate_up, 2 * mine.begin, 2 * mine.end, x, hidden, n, own, [&](int64_t r, int64_t column, const float *values, int) {
       float *to = room->act + r * inner + column / 2;
       float product[TILE];
       for (int c = 0; c < TILE; c++) product[c] = values[c] / (1.0f + exponential(-values[c])) * values[TILE + c];
@@ -321,7 +323,7 @@ struct Run {
     });
     meet();
     mine = share(weights.down.tiles, thread, threads);
-    multiply(weights.down, mine.begin, mine.end, room->act, inner, n, own->panel, add);
+    multiply(weights.down, mine.begin, mine.end, room->act, inner, n, own, add);
     meet();
   }
 
@@ -350,7 +352,7 @@ struct Run {
     meet();
     const float *x = normed(room->places, wanted, model->norm_last);
     const Share mine = share(model->head.tiles, thread, threads);
-    multiply(model->head, mine.begin, mine.end, x, hidden, wanted, own->panel, [&](int64_t r, int64_t column, const float *values, int count) {
+    multiply(model->head, mine.begin, mine.end, x, hidden, wanted, own, [&](int64_t r, int64_t column, const float *values, int count) {
       T *to = static_cast<T *>(asked->logits) + r * size + column;
       const int64_t real = size - column < count ? size - column : count;
       for (int64_t c = 0; c < real; c++) put(to + c, values[c]);

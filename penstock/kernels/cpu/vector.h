@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#define PK_MEMBER inline __attribute__((always_inline))
 #define PK_INLINE static inline __attribute__((always_inline))
 
 namespace pk {
@@ -30,7 +31,6 @@ PK_INLINE U load_bits(const void *p) {
   return v;
 }
 PK_INLINE V as_float(U bits) { return (V)bits; }
-PK_INLINE V all(float x) { return x - V{}; }
 
 PK_INLINE float widen(uint16_t bits) {
   const uint32_t wide = uint32_t(bits) << 16;
@@ -79,6 +79,48 @@ PK_INLINE float exponential(float x) {
   float power;
   memcpy(&power, &bits, 4);
   return p * power;
+}
+
+// Sum, sum of squares and largest of `count` floats, in lanes.
+PK_INLINE float across(V v, bool largest) {
+  float lanes[PK_LANES];
+  store(lanes, v);
+  for (int size = PK_LANES / 2; size; size /= 2)
+    for (int i = 0; i < size; i++) lanes[i] = largest ? (lanes[i] > lanes[i + size] ? lanes[i] : lanes[i + size]) : lanes[i] + lanes[i + size];
+  return lanes[0];
+}
+PK_INLINE float sum_of(const float *x, int64_t count) {
+  V a{}, b{};
+  int64_t i = 0;
+  for (; i + 2 * PK_LANES <= count; i += 2 * PK_LANES) a += load(x + i), b += load(x + i + PK_LANES);
+  float sum = across(a + b, false);
+  for (; i < count; i++) sum += x[i];
+  return sum;
+}
+PK_INLINE float squares_of(const float *x, int64_t count) {
+  V a{}, b{};
+  int64_t i = 0;
+  for (; i + 2 * PK_LANES <= count; i += 2 * PK_LANES) {
+    const V c = load(x + i), d = load(x + i + PK_LANES);
+    a += c * c, b += d * d;
+  }
+  float sum = across(a + b, false);
+  for (; i < count; i++) sum += x[i] * x[i];
+  return sum;
+}
+PK_INLINE float largest_of(const float *x, int64_t count, float least) {
+  int64_t i = 0;
+  if (count >= PK_LANES) {
+    V most = load(x);
+    for (i = PK_LANES; i + PK_LANES <= count; i += PK_LANES) {
+      const V next = load(x + i);
+      most = next > most ? next : most;
+    }
+    const float found = across(most, true);
+    least = found > least ? found : least;
+  }
+  for (; i < count; i++) least = x[i] > least ? x[i] : least;
+  return least;
 }
 
 }  // namespace PK_SET
