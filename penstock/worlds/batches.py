@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,12 +17,9 @@ from penstock.worlds.net import FarView, clamped_view
 from penstock.worlds.tokenizer import EOS_ID, encode
 from penstock.worlds.views import Row, Rows
 
-Mixture = Mapping[str, tuple[float, float]]
 # rows of each kind in a step, and the share of the loss that the kind has
 LOOKUP = {"stream": (0.375, 0.4), "scattered": (0.125, 0.1), "copy": (0.5, 0.5)}
 MIXED = {"text": (0.625, 1.0), "stream": (0.125, 0.4), "scattered": (0.125, 0.4), "copy": (0.125, 0.1)}
-
-FINETUNE = {"text": (0.375, 1.0), "lookalikes": (0.375, 1.0), "stream": (0.125, 0.2), "scattered": (0.125, 0.3)}
 
 
 class Batch(NamedTuple):
@@ -53,18 +50,12 @@ class Batches:
         tokenizer: the tokenizer of the model.
         text: training text as ids.
         seed: of everything random.
-        mixture: rows of each kind and their share of the loss, once a model can look up.
-        text_clamped: whether text rows read far keys at a clamped distance too, in steps that do.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, text: Sequence[int], seed: int, mixture: Mixture = MIXED, text_clamped: bool = True
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, text: Sequence[int], seed: int) -> None:
         self.tokenizer = tokenizer
         self.text = text
         self.seed = seed
-        self.mixture = mixture
-        self.text_clamped = text_clamped
         self.passages = 0
 
     def _filler(self, rng: random.Random) -> str:
@@ -86,7 +77,7 @@ class Batches:
         rows = Rows(lambda text: encode(self.tokenizer, text), context + 1, world, next_passage=self.passages)
         made: list[tuple[Row, float, bool]] = []
         total = max(4, num_tokens // context)
-        for kind, (share, loss_share) in (self.mixture if mixed else LOOKUP).items():
+        for kind, (share, loss_share) in (MIXED if mixed else LOOKUP).items():
             number = max(1, round(total * share))
             group = [self._row(rows, kind, rng) for _ in range(number)]
             weight = sum(sum(row.weights[1:]) for row in group) or 1.0
@@ -96,16 +87,9 @@ class Batches:
         weights = torch.tensor([[w * scale for w in row.weights[1:]] for row, scale, _ in made])
         view = None
         if clamped:
-            view = self._clamped(context, [is_text for _, _, is_text in made], rng)
+            local = torch.tensor([rng.choice((32, 64, 96, 128, 192, 256, 320)) for _ in made])
+            view = clamped_view(context, local)
         return Batch(tokens, weights, view, torch.tensor([is_text for _, _, is_text in made]))
-
-    def _clamped(self, context: int, is_text: Sequence[bool], rng: random.Random) -> FarView:
-        local = torch.tensor([rng.choice((32, 64, 96, 128, 192, 256, 320)) for _ in is_text])
-        if self.text_clamped:
-            return clamped_view(context, local)
-        cap = torch.tensor([rng.choice((n - 1, n - 1, 2 * n - 1, context - 1)) for n in local.tolist()])
-        local[torch.tensor(is_text)] = context + 1
-        return clamped_view(context, local, cap.clamp(max=context - 1))
 
     def _row(self, rows: Rows, kind: str, rng: random.Random) -> Row:
         with_start = rng.random() < 0.7
@@ -113,8 +97,6 @@ class Batches:
             return rows.text(rng, self.text, with_start)
         if kind == "copy":
             return rows.copy(rng, self.text)
-        if kind == "lookalikes":
-            return rows.lookalikes(rng, with_start)
         if kind == "scattered" and rows.length > 100:
             return rows.scattered(rng, with_start)
         return rows.stream(rng, with_start)

@@ -65,18 +65,17 @@ class FarView(NamedTuple):
     key_pos: Tensor  # [T] or [B, T], position of a key when it is read as far
 
 
-def clamped_view(length: int, local: Tensor, cap: Tensor | None = None) -> FarView:
-    """Causal attention in which every distance of `local` or more counts as `cap`, as InfLLM reads its blocks.
+def clamped_view(length: int, local: Tensor) -> FarView:
+    """Causal attention in which every distance of `local` or more counts as `local - 1`, as InfLLM reads its blocks.
 
     Args:
         length: T.
         local: [B] whole numbers of 1 or more, one per row.
-        cap: [B] whole numbers; `local - 1` unless given.
     """
     index = torch.arange(length)
     distance = index[:, None] - index[None, :]
     far = distance >= local[:, None, None]
-    query_pos = (local - 1 if cap is None else cap)[:, None].expand(-1, length)
+    query_pos = (local - 1)[:, None].expand(-1, length)
     return FarView((distance >= 0).expand_as(far), far, query_pos, torch.zeros_like(query_pos))
 
 
@@ -230,6 +229,12 @@ class Net(nn.Module):
         for layer in self.model.layers:
             x = layer(x, at)
         return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
+
+    def layer(self, index: int) -> Layer:
+        """One of the layers."""
+        layer = self.model.layers[index]
+        assert isinstance(layer, Layer)
+        return layer
 
     def losses(self, tokens: Tensor, view: FarView | None = None) -> Tensor:
         """Cross entropy in nats [B, T-1] of each next token of tokens [B, T]."""

@@ -2,7 +2,7 @@
 
     python -m penstock.worlds.train text --out DIR     look up first, then text and look-up mixed
     python -m penstock.worlds.train text --resume      go on where the last run was stopped
-    python -m penstock.worlds.train finetune --out DIR go on from a model, with facts that are easily confused
+    python -m penstock.worlds.train match --out DIR    then: tell apart statements that are alike
     python -m penstock.worlds.train eval --model DIR   recall and loss as a table; the last line is JSON
 
 A training is a function of its seed: it may be stopped and resumed anywhere. It pauses while a benchmark asks for
@@ -28,10 +28,11 @@ from torch import Tensor
 
 from penstock.errors import PenstockError
 from penstock.worlds import probe
-from penstock.worlds.batches import FINETUNE, MIXED, Batch, Batches, library_tokens
+from penstock.worlds.batches import Batch, Batches, library_tokens
 from penstock.worlds.checkpoint import Progress as State
 from penstock.worlds.checkpoint import export, load_run, save_run
-from penstock.worlds.evaluate import EvalConfig, evaluate, load_net
+from penstock.worlds.evaluate import EvalConfig, evaluate
+from penstock.worlds.match import MatchingConfig, match
 from penstock.worlds.net import FarView, Net, NetConfig
 from penstock.worlds.quiet import wait_for_quiet
 from penstock.worlds.tokenizer import encode, save_tokenizer, train_tokenizer
@@ -49,27 +50,11 @@ class TrainConfig:
     seed: int = 0  # names the training
     batch_tokens: int = 4096  # tokens per step
     lr: float = 2e-3  # peak learning rate
-    warmup: int = 100  # steps in which the rate rises
-    every_clamped: int = 5  # one step in so many reads far keys at a clamped distance
     decay: float = 0.6  # last share of the tokens in which the rate falls to 2 percent
     save_every: int = 50  # steps between saved states
     stop_after: float = 0.0  # minutes after which to save and stop; 0 is never
     compile: bool = True  # compile the step
     resume: bool = False  # go on from the state in --run
-
-
-@dataclass(frozen=True)
-class FinetuneConfig(TrainConfig):
-    """Options of `finetune`."""
-
-    model: str = "penstock/models/tiny"  # the folder of the model to start from
-    run: str = "runs/tiny-finetune"
-    tokens: int = 1_500_000
-    batch_tokens: int = 4096
-    lr: float = 1e-3
-    warmup: int = 40
-    every_clamped: int = 2
-    decay: float = 0.7
 
 
 def make_optimizers(net: Net, lr: float) -> list[torch.optim.Optimizer]:
@@ -85,9 +70,9 @@ def make_optimizers(net: Net, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def learning_rate(config: TrainConfig, state: State) -> float:
-    """Linear warm-up over `warmup` steps, constant, then linear decay to 2 percent."""
+    """Linear warm-up over 100 steps, constant, then linear decay to 2 percent."""
     left = max(0.0, config.tokens - state.tokens) / (config.tokens * config.decay)
-    return config.lr * min(1.0, (state.step + 1) / config.warmup) * max(0.02, min(1.0, left))
+    return config.lr * min(1.0, (state.step + 1) / 100) * max(0.02, min(1.0, left))
 
 
 class Trainer:
@@ -98,24 +83,16 @@ class Trainer:
         self.folder = Path(config.run)
         self.tokenizer = self._tokenizer()
         generator = torch.Generator().manual_seed(config.seed)
-        tuning = isinstance(config, FinetuneConfig)
-        if isinstance(config, FinetuneConfig):
-            self.net = load_net(Path(config.model))[0]
-        else:
-            self.net = Net(NetConfig(vocab_size=self.tokenizer.get_vocab_size()), generator)
+        self.net = Net(NetConfig(vocab_size=self.tokenizer.get_vocab_size()), generator)
         self.optimizers = make_optimizers(self.net, config.lr)
         self.state = load_run(self.folder, self.net, self.optimizers) if config.resume else State(seed=config.seed)
-        self.state.has_lookup |= tuning
-        text = library_tokens(self.tokenizer, heldout=False)
-        self.batches = Batches(self.tokenizer, text, self.state.seed, FINETUNE if tuning else MIXED, not tuning)
+        self.batches = Batches(self.tokenizer, library_tokens(self.tokenizer, heldout=False), self.state.seed)
         self.batches.passages = self.state.passages
         self.heldout = library_tokens(self.tokenizer, heldout=True)
         self.losses = torch.compile(self.net.losses) if config.compile else self.net.losses
 
     def _tokenizer(self) -> Tokenizer:
         path = self.folder / "tokenizer" / "tokenizer.json"
-        if isinstance(self.config, FinetuneConfig):
-            return load_net(Path(self.config.model))[1]
         if not (self.config.resume and path.exists()):
             self.console.print("training the tokenizer")
             save_tokenizer(train_tokenizer(), path.parent)
@@ -124,7 +101,7 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """One step; returns what the log shows."""
         state, config = self.state, self.config
-        clamped = state.step % config.every_clamped == config.every_clamped - 1
+        clamped = state.step % 5 == 4
         batch = self.batches.make(state.step, state.context, config.batch_tokens, state.has_lookup, clamped)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -215,7 +192,7 @@ class Trainer:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m penstock.worlds.train", description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, kind in (("text", TrainConfig), ("finetune", FinetuneConfig), ("eval", EvalConfig)):
+    for name, kind in (("text", TrainConfig), ("match", MatchingConfig), ("eval", EvalConfig)):
         command = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         for field in fields(kind):
             option = "--" + field.name.replace("_", "-")
@@ -231,9 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
     try:
-        if command != "eval":
-            kind = FinetuneConfig if command == "finetune" else TrainConfig
-            Trainer(kind(**options), Console(stderr=True)).run()
+        if command == "text":
+            Trainer(TrainConfig(**options), Console(stderr=True)).run()
+        elif command == "match":
+            match(MatchingConfig(**options), Console(stderr=True))
         else:
             evaluate(EvalConfig(**options), Console(width=110))
     except PenstockError as error:

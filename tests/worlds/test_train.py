@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from penstock.errors import InputError, SnapshotError
-from penstock.worlds.batches import FINETUNE, Batches
+from penstock.worlds.batches import Batches
 from penstock.worlds.checkpoint import Progress, load_run, save_run
 from penstock.worlds.net import Net, NetConfig
 from penstock.worlds.tokenizer import save_tokenizer
-from penstock.worlds.train import FinetuneConfig, TrainConfig, Trainer, learning_rate, main, make_optimizers
+from penstock.worlds.train import TrainConfig, Trainer, learning_rate, main, make_optimizers
 
 TINY = Path(__file__).parents[2] / "penstock" / "models" / "tiny"
 SMALL = NetConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -48,41 +48,6 @@ def test_a_resumed_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pyt
     assert [one.step() for _ in range(2)] == [two.step() for _ in range(2)]
     for key, value in one.net.state_dict().items():
         assert torch.equal(value, two.net.state_dict()[key]), key
-
-
-def test_finetuning_starts_from_a_model_and_resumes_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("penstock.worlds.train.library_tokens", lambda tokenizer, heldout: list(range(2, 3000)))
-
-    def trainer(resume: bool) -> Trainer:
-        config = FinetuneConfig(
-            model=str(TINY), out=str(tmp_path / "out"), run=str(tmp_path / "run"), batch_tokens=256, compile=False,
-            resume=resume,
-        )  # fmt: skip
-        made = Trainer(config, Console(quiet=True))
-        made.state.context = 64
-        return made
-
-    one = trainer(resume=False)
-    shipped = load_file(TINY / "model.safetensors")
-    assert torch.equal(one.net.state_dict()["model.norm.weight"], shipped["model.norm.weight"].float())
-    for _ in range(2):
-        one.step()
-    one.save()
-    two = trainer(resume=True)
-    assert one.step() == two.step()
-    for key, value in one.net.state_dict().items():
-        assert torch.equal(value, two.net.state_dict()[key]), key
-    assert (tmp_path / "out" / "model.safetensors").exists()
-
-
-def test_text_is_not_clamped_while_finetuning() -> None:
-    made = Batches(Tokenizer.from_file(str(TINY / "tokenizer.json")), range(2, 3000), 1, FINETUNE, text_clamped=False)
-    _, _, view, is_text = made.make(5, 128, 1024, True, True)
-    assert view is not None
-    assert not view.far[is_text].any()
-    assert view.far[~is_text].flatten(1).any(1).sum() > 1  # rows whose local part is shorter than the row
 
 
 def test_a_run_ends_with_its_tokens_and_writes_the_model_once_it_can_look_up(trainer: Trainer) -> None:
