@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from penstock.core import Phase
+from penstock.core import Phase, parse_size
+from penstock.errors import BudgetError
 from penstock.memory.archive_blocks import Archived
 from penstock.memory.losses import KEPT, Losses
 from penstock.memory.tiers import TierEvent
 from penstock.models.load import Model, load
 from penstock.session import Session
+from penstock.snapshot import resume
 
 BUDGET = 128
 
@@ -99,3 +104,55 @@ def test_the_newest_sentences_are_kept() -> None:
     losses.note(TierEvent("unwritten", "", (), "no space"))
     assert len(losses.sentences) == KEPT
     assert losses.sentences[-1] == "unwritten: no space."
+
+
+KILLED = """
+import os, signal, sys
+from penstock.models.load import load
+from penstock.session import Session
+from tests.test_archive_events import BUDGET, stream
+folder, snapshot = sys.argv[1:]
+session = Session(load(), f"infllm:ram=3MiB,disk=8MiB,folder={folder}", BUDGET)
+session.ingest(stream(1500))
+assert session._memory.disk_bytes > 0
+session.save(snapshot)
+session.ingest(stream(300))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_session_goes_on_from_its_snapshot_in_the_same_folder(model: Model, tmp_path: Path) -> None:
+    folder, snapshot = tmp_path / "blocks", tmp_path / "s.penstock"
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder), str(snapshot)], cwd=Path(__file__).parents[1], check=False
+    )
+    assert child.returncode == -signal.SIGKILL
+    assert list(folder.glob("*.blocks"))
+    resumed = resume(snapshot, model)
+    whole = Session(model, "infllm:ram=3MiB", BUDGET)
+    whole.ingest(stream(1500))
+    for mine, right in zip(archives(resumed), archives(whole)):
+        assert mine.store is not None
+        assert right.store is not None
+        assert len(mine) == len(right)
+        got, there = mine.store.fetch(torch.arange(len(right)))
+        expected, kept = right.store.fetch(torch.arange(len(right)))
+        assert there[kept].all()
+        assert torch.equal(got[kept], expected[kept])
+    resumed.ingest(stream(100))
+    assert resumed.memory.events == []
+
+
+def test_tiers_without_room_are_refused_when_a_session_is_opened(model: Model, tmp_path: Path) -> None:
+    """With sizes that will do; nothing is made on the disk before."""
+    folder = tmp_path / "blocks"
+    for method in ("infllm", "rekv", "lserve", "double-sparsity"):
+        with pytest.raises(BudgetError, match="4 archives of this memory") as refused:
+            Session(model, f"{method}:ram=64KiB", BUDGET)
+        enough = str(refused.value).rpartition("give ")[2].removesuffix(" or more.")
+        session = Session(model, f"{method}:{enough}", BUDGET)
+        session.ingest(stream(600))
+        assert session._memory.ram_bytes <= parse_size(enough.removeprefix("ram="))
+    with pytest.raises(BudgetError, match="give disk="):
+        Session(model, f"infllm:disk=1KiB,folder={folder}", BUDGET)
+    assert not folder.exists()

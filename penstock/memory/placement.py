@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +45,12 @@ def choose(
     gates = _gates(spec, geometry, tables, whole)
     if gates is None:
         part = 0.5 if share is None else share
+        if 0 < part < 1:
+            warnings.warn(
+                f"no gates are known of this model, so {'layers' if whole else 'heads'} are chosen evenly: make them "
+                "with penstock inspect MODEL --json > gates.json and name that file in the method.",
+                stacklevel=2,
+            )
         return _highest(dict.fromkeys(everything, 0.0), free, part, whole)
     values = {(i, head): gates[i][0 if whole else head] for i, head in everything}
     if above is not None:

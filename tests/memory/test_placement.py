@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -69,9 +70,14 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_without_gates_has_its_heads_spread_evenly() -> None:
-    assert choose("", geometry(), ("heads",), share=0.5) == {(0, 0), (1, 0), (2, 0)}
-    assert choose("", geometry(), ("layers",), share=0.5, whole=True) == {(0, 0), (0, 1), (2, 0), (2, 1)}
-    assert len(choose("", geometry(), ("heads",), share=1.0)) == 6
+    """And says so, unless there is nothing to choose."""
+    with pytest.warns(UserWarning, match="heads are chosen evenly: make them with penstock inspect"):
+        assert choose("", geometry(), ("heads",), share=0.5) == {(0, 0), (1, 0), (2, 0)}
+    with pytest.warns(UserWarning, match="layers are chosen evenly"):
+        assert choose("", geometry(), ("layers",), share=0.5, whole=True) == {(0, 0), (0, 1), (2, 0), (2, 1)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(choose("", geometry(), ("heads",), share=1.0)) == 6
 
 
 def test_the_shipped_gates_are_for_the_shipped_shape_alone() -> None:

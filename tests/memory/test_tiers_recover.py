@@ -226,3 +226,24 @@ def test_what_is_not_on_the_disk_is_not_called_durable(folder: Path, monkeypatch
     assert watched.pool.flush()
     watched.pool.close()
     assert present(recovered(folder).open()) == list(range(7))
+
+
+def test_a_folder_in_which_nothing_can_be_recovered_is_taken_over(folder: Path, tmp_path: Path) -> None:
+    """Blocks of forks end with their process; those of a store that was opened do not, and are left alone."""
+    watched = Watched(4, 40, folder)
+    root = watched.open()
+    fork = root.fork()
+    for number in range(20):
+        fork.append(numbered(number))
+    shutil.copytree(folder, tmp_path / "killed with a store")
+    root.close()
+    shutil.copytree(folder, tmp_path / "killed")
+    assert list((tmp_path / "killed").glob("*.blocks"))
+    with pytest.raises(SnapshotError, match="recover that one"):
+        Watched(4, 40, tmp_path / "killed with a store")
+    with pytest.raises(SnapshotError, match="in use"):
+        Watched(4, 40, folder)
+    other = Watched(4, 40, tmp_path / "killed")
+    assert not list((tmp_path / "killed").glob("*.blocks"))
+    assert present(other.filled(20)) == list(range(20))
+    assert present(fork) == list(range(20))

@@ -21,14 +21,17 @@ class Folder:
 
     @classmethod
     def create(cls, path: Path, session: str, generation: int, ram: int, disk: int, durable: bool) -> Folder:
-        """Take a new or empty folder; raises OutputError if that cannot be done, SnapshotError if it is not empty."""
+        """Take a new or empty folder; raises OutputError if that cannot be done, SnapshotError if it is not empty.
+
+        What a killed process left counts as empty if nothing of it can be recovered: the blocks of forks.
+        """
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = _take_lock(path)
         except OSError as error:
             raise _unusable(path, error) from None
         try:
-            if (path / _INDEX).exists():
+            if (path / _INDEX).exists() and not _cleared(path):
                 raise SnapshotError(
                     f"{path} holds the blocks of an earlier session: recover that one, or give another folder."
                 )
@@ -77,12 +80,30 @@ class Folder:
         """Let the folder go; with `delete`, without leaving anything of ours in it."""
         self.index.close()
         if delete:
-            for name in (_INDEX, f"{_INDEX}-wal", f"{_INDEX}-shm", _LOCK):
+            for path in (*_own(self.path), self.path / _LOCK):
                 with contextlib.suppress(OSError):
-                    (self.path / name).unlink()
+                    path.unlink()
             with contextlib.suppress(OSError):
                 self.path.rmdir()  # only if it is empty
         os.close(self._lock)
+
+
+def _cleared(path: Path) -> bool:
+    """Delete what nobody can recover any more, under the lock; False, and nothing is deleted, if something could be."""
+    index = Index(path / _INDEX, create=False)
+    try:
+        if index.stores():
+            return False
+    finally:
+        index.close()
+    for old in [*path.glob("*-*.blocks"), *_own(path)]:
+        old.unlink(missing_ok=True)
+    return True
+
+
+def _own(path: Path) -> list[Path]:
+    """The files of the index."""
+    return [path / f"{_INDEX}{end}" for end in ("", "-wal", "-shm")]
 
 
 def _take_lock(path: Path) -> int:
