@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +23,7 @@ from penstock.io.video import Opening, VideoSource, open_frames
 from penstock.io.video.container import hidden
 from penstock.io.video.groups import LOOK, cut
 from penstock.io.video.parallel import decode_groups
+from penstock.io.video.pipe import Pipe
 from penstock.io.video.times import Grid, Times
 from tests.io.videos import picture, write
 
@@ -175,11 +175,8 @@ def test_videos_of_a_folder_follow_each_other(tmp_path: Path) -> None:
 def test_a_pipe_is_a_file_that_cannot_go_back(clip: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "v.ts", 12, kind="mpegts")
 
-    class Pipe(io.BytesIO):
-        def seekable(self) -> bool:
-            return False
-
-    frames, _ = read(VideoSource(Opening(Pipe(path.read_bytes()), "standard input")))
+    with path.open("rb") as file:
+        frames, _ = read(VideoSource(Opening(Pipe(file.fileno()), "standard input")))
     assert len(frames) == 12
 
 

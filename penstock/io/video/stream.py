@@ -17,6 +17,7 @@ from penstock.io.frames import Notice
 from penstock.io.video.container import Gone, explained, library, open_container, video_stream
 from penstock.io.video.parallel import Corrupt, decode_groups
 from penstock.io.video.pictures import Pictures
+from penstock.io.video.pipe import Pipe
 from penstock.io.video.times import Grid, Times
 
 _BROKEN = 64  # errors in a row after which nothing more is expected of a stream
@@ -63,6 +64,8 @@ class VideoSource:
 
     def close(self) -> None:
         self._closed.set()
+        if isinstance(self.opening.what, Pipe):
+            self.opening.what.close()
 
     def frames(self) -> Iterator[Frame | Notice]:
         """From the beginning (once: a pipe cannot be read twice)."""

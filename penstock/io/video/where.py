@@ -14,6 +14,7 @@ from penstock.errors import InputError, UnknownName
 from penstock.io.frames import FrameSource
 from penstock.io.video.container import hidden
 from penstock.io.video.folder import PICTURES, VIDEOS, PictureFolder, VideoFolder, walk
+from penstock.io.video.pipe import Pipe
 from penstock.io.video.stream import Opening, VideoSource
 from penstock.io.video.world import WORLDS, Generated
 
@@ -35,7 +36,7 @@ def open_frames(
     if where == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise InputError("standard input is a terminal: pipe a video into it, or name a file.")
-        return VideoSource(Opening(sys.stdin.buffer, "standard input"), **settings)
+        return VideoSource(Opening(Pipe(sys.stdin.fileno()), "standard input"), **settings)
     if where.startswith("world:"):
         return _world(where.removeprefix("world:"), rate, seed)
     if where == "screen" or where.startswith("screen:"):
@@ -97,6 +98,8 @@ def _path(where: str, rate: float | None, longest: int | None, settings: dict[st
         return PictureFolder(path, rate=rate, longest=longest)
     if stat.S_ISCHR(mode):
         return VideoSource(Opening(where, where, "v4l2", is_live=True, attempts=ATTEMPTS), **settings)
+    if stat.S_ISFIFO(mode):
+        return VideoSource(Opening(Pipe(os.open(path, os.O_RDONLY)), str(path)), **settings)
     if stat.S_ISREG(mode) and path.stat().st_size == 0:
         raise InputError(f"{path} is empty: give a video.")
     return VideoSource(Opening(str(path), str(path)), **settings)
