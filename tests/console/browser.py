@@ -132,7 +132,7 @@ def page(browser: str) -> Iterator[Page]:
             port = _port(process, Path(profile) / "DevToolsActivePort")
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=PATIENCE) as answer:
                 target = next(tab for tab in json.load(answer) if tab["type"] == "page")
-            with connect(target["webSocketDebuggerUrl"], max_size=None, proxy=None) as socket:
+            with connect(target["webSocketDebuggerUrl"], max_size=None, proxy=None, ping_interval=None) as socket:
                 yield Page(socket)
         finally:
             process.terminate()

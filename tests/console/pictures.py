@@ -17,7 +17,7 @@ from .browser import Page, find, page
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
 FACT, QUESTION = "Note: brave otter 483 is amber.\n", "Ask: brave otter 483 is"
-SECONDS = 40.0  # of reading, before the pictures
+SECONDS = 35.0  # of reading, before the pictures
 
 
 def ask(tab: Page, question: str, tokens: int, turns: int) -> None:
