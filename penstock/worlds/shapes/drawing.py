@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ def _mask(shape: int, height: int, width: int) -> NDArray[np.bool_]:
     return radius <= 0.42 / (np.cos(sector) * 0.42 + np.sin(sector) * 0.80 + 1e-9)
 
 
-@cache
+@lru_cache(maxsize=4)
 def _ground(seed: int, height: int, width: int) -> Image:
     """A ground that no two seeds share."""
     draw = np.random.default_rng((seed, 77))
