@@ -31,7 +31,8 @@ from penstock.memory.tiers import BlockStore
 _RUN = 16384  # entries in a run, where main memory allows it
 _LEAST = 16  # blocks in a run
 _SHARE = 4  # of an archive's main memory, one part in so many is for the summaries of the open run
-_LOOK = 4  # blocks that are looked at for one that is read
+_LOOK = 4  # blocks that are looked at for one that a question reads
+_GLANCE = 2  # and for one that is read for a unit while reading
 _JOIN = 8  # runs are joined up to this part of the capacity
 _SERIAL = counter()
 
@@ -210,17 +211,18 @@ class Archived:
         query = query.float().mean(2, keepdim=True) if together else query.float()
         scale = self.layout.place.layer.key_width**-0.5
         asked = self.selector.project(query * scale, self.table).cpu()
-        which, scores = self._candidates(asked, first, slots)
+        most = (_GLANCE if together else _LOOK) * slots
+        which, scores = self._candidates(asked, first, max(most, slots - (self.count - max(first, self.base))))
         weights = shares(scores).sum(1)  # [H, C, m]
         weights = weights.transpose(0, 1) if self.apart else weights.sum(0)  # [C, (H,) m]
         best = weights.topk(min(slots, len(which)), dim=-1).indices
         return which[best].sort(-1).values
 
-    def _candidates(self, asked: Tensor, first: int, slots: int) -> tuple[Tensor, Tensor]:
-        """Blocks [m] and their scores [H, g, C, m] by scaled queries [H, g, C, D']."""
+    def _candidates(self, asked: Tensor, first: int, most: int) -> tuple[Tensor, Tensor]:
+        """Blocks [m], up to `most` of the index, and their scores [H, g, C, m] by scaled queries [H, g, C, D']."""
         near, ids, scores = max(first, self.base), [], []
         if first < self.base:
-            some = self.index.search(asked, first, max(_LOOK * slots, slots - (self.count - near)))
+            some = self.index.search(asked, first, most)
             rows, there = self._rows(some)
             if there.any():
                 ids.append(some[there])

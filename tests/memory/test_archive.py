@@ -234,6 +234,62 @@ def test_main_memory_stays_within_its_limit() -> None:
     assert torch.equal(ask(stack, memory, tokens(9, seed=7)), ask(stack, other, tokens(9, seed=7)))
 
 
+def test_main_memory_of_forks_is_within_the_limit_too() -> None:
+    """What their tables take, blocks give up."""
+    stack, limit = Stack(), Tiers(500_000)
+    memory = stack.memory(cascade(Archive(4, 3, Representatives(4), limit)))
+    stack.feed(memory, tokens(1500), 64)
+    forks = [stack.memory(cascade(Archive(4, 3, Representatives(4), limit))) for _ in range(6)]
+    for seed, fork in enumerate(forks):
+        memory.copy_row(0, fork, 0)
+        stack.feed(fork, tokens(300, seed=seed), 64)
+        assert memory.ram_bytes == fork.ram_bytes
+        assert memory.ram_bytes <= limit.ram
+    assert archived(memory).live > 0
+    assert torch.isfinite(ask(stack, memory, tokens(9))).all()
+
+
+@pytest.mark.parametrize(("select", "by_head"), [(Representatives(2), True), (Bounds(2), False), (Channels(4), False)])
+def test_an_archive_with_an_index_is_saved_and_forked(select: Selector, by_head: bool) -> None:
+    """Lists, centres and what is not listed yet; a fork and a loaded one read what the original reads."""
+    stack = Stack(windows=(None,))
+    plan = cascade(Archive(4, 3, select, Tiers(120_000), by_head=by_head))
+    memory, other, fork = (stack.memory(plan) for _ in range(3))
+    stream = [t for seed in range(12) for t in tokens(128, seed=seed)]
+    stack.feed(memory, stream, 64)
+    blocks = archived(memory)
+    assert blocks.index.runs
+    assert 0 < blocks.oldest < blocks.base < len(blocks)
+    other.load_row(memory.save_row(), memory.length())
+    memory.copy_row(0, fork, 0)
+    for seed in range(3):
+        expected = ask(stack, memory, tokens(13, seed=seed))
+        assert torch.equal(ask(stack, other, tokens(13, seed=seed)), expected)
+        assert torch.equal(ask(stack, fork, tokens(13, seed=seed)), expected)
+    chosen = blocks.choose(torch.randn(2, 2, 3, 8, generator=torch.Generator().manual_seed(0)), 3)
+    assert chosen.shape == (3, 2, 3) if by_head else (3, 3)
+    assert int(chosen.min()) >= blocks.oldest
+    assert int(chosen.max()) < len(blocks)
+
+
+def test_tiers_of_all_layers_and_rows_together() -> None:
+    """What is given as enough is enough for every row; a byte less is refused when the memory is made."""
+    stack = Stack()
+
+    def plan(ram: int) -> Cascade:
+        return cascade(Archive(4, 1, Mean(), Tiers(ram)))
+
+    with pytest.raises(BudgetError, match="the 6 archives of this memory") as refused:
+        stack.memory(plan(1000), rows=3)
+    enough = int(str(refused.value).rpartition("give ram=")[2].removesuffix("KiB or more.")) << 10
+    with pytest.raises(BudgetError):
+        stack.memory(plan(enough - 1024), rows=3)
+    memory = stack.memory(plan(enough), rows=3)
+    for row in range(3):
+        stack.feed(memory, tokens(400, seed=row), 64, row=row)
+        assert memory.ram_bytes <= enough
+
+
 def test_with_a_disk_nothing_is_lost(tmp_path: Path) -> None:
     stack = Stack()
     wide = stack.memory(cascade(Archive(4, 3, Mean())))

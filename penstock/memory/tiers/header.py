@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,14 @@ def digest(data: bytes | memoryview) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
+@lru_cache(maxsize=4096)
+def _named(name: str) -> bytes:
+    return digest(name.encode())
+
+
 def pack(session: str, label: str, generation: int, index: int, length: int, checksum: bytes) -> bytes:
     """The header of a block of `length` bytes."""
-    fields = (MAGIC, digest(session.encode()), digest(label.encode()), generation, index, length, checksum)
+    fields = (MAGIC, _named(session), _named(label), generation, index, length, checksum)
     return _FIELDS.pack(*fields).ljust(SIZE, b"\0")
 
 
