@@ -294,7 +294,7 @@ def test_a_stopping_server_says_goodbye(serving: Callable[..., Any], model: Mode
         stopping = threading.Thread(target=running.stop)
         stopping.start()
         kinds = []
-        with pytest.raises(Exception, match="1001"):
+        with pytest.raises(Exception, match="1001"):  # noqa: PT012
             while True:
                 kinds.append(json.loads(line.recv())["type"])
         stopping.join()

@@ -1,0 +1,110 @@
+"""Does a server survive whatever is sent to it, and does nobody else notice?
+
+    python -m bench.serve_fuzz --connections 10000 --seed 0
+
+Connections that are garbled, cut, lying about their lengths, with JSON and WebSocket frames against the rules, with
+events malformed and out of order, left at any moment with and without a goodbye (bench/robust/cases.py), eight at once,
+beside healthy sessions that append and ask all the time.  Looked at afterwards:
+
+    crash     the process lives, /health is ok, no answer had status 500, nothing was written to standard error
+    leak      resident set, open files, threads and sessions, after the first tenth and at the end
+    effect    each answer of the healthy sessions is that of a session alone; their waits beside and without the attack
+
+The shipped model, budget 256, with --state.  Last line: one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import threading
+import time
+from typing import Any
+
+import httpx
+import psutil
+
+from bench.machine import record
+from bench.report import say
+from bench.robust.attack import Healthy, attack, settle
+from bench.robust.cases import Cases
+from bench.robust.process import started
+from penstock.models.load import load
+
+BUDGET = 256
+
+
+def usage(pid: int) -> dict[str, int]:
+    """What the server's process holds."""
+    process = psutil.Process(pid)
+    return {"rss": process.memory_info().rss, "files": process.num_fds(), "threads": process.num_threads()}
+
+
+def fuzz(connections: int, seed: int, healthy: int) -> dict[str, Any]:
+    """Attack one server; what was found."""
+    model = load(None)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        started("--state", folder, "--budget", BUDGET) as server,
+        httpx.Client(base_url=server.address, timeout=60) as http,
+    ):
+        ids = {f"healthy-{i}" for i in range(healthy)}
+        stops = threading.Event()
+        others = [Healthy(server.address, id, stops) for id in sorted(ids)]
+        for other in others:
+            http.post("/v1/sessions", json={"id": other.id}).raise_for_status()
+        threads = [threading.Thread(target=other.run, daemon=True) for other in others]
+        for thread in threads:
+            thread.start()
+        time.sleep(10)
+        quiet = [wait for other in others for wait in other.waits]
+        cases = Cases(seed, model.name)
+        began = time.perf_counter()
+        kinds = attack(server.address, cases, connections // 10)
+        settle(server.address, ids)
+        first = usage(server.process.pid)
+        kinds += attack(server.address, cases, connections - connections // 10)
+        spent = time.perf_counter() - began
+        left = settle(server.address, ids)
+        last = usage(server.process.pid)
+        loud = [wait for other in others for wait in other.waits[-(len(other.waits) * 9 // 10) :]]
+        stops.set()
+        for thread in threads:
+            thread.join(120)
+        metrics = http.get("/metrics").text.splitlines()
+        requests = [line for line in metrics if line.startswith("penstock_requests_total")]
+        failed = sum(float(line.split()[-1]) for line in requests if 'status="500"' in line)
+        is_alive = server.process.poll() is None
+        errors = server.errors.read_text()
+        wrong = sum(other.wrong(model, BUDGET) for other in others)
+    return {
+        "connections": sum(kinds.values()), "kinds": dict(kinds), "seed": seed, "seconds": round(spent, 1),
+        "alive": is_alive, "status_500": int(failed), "tracebacks": errors.count("Traceback"), "errors": errors[-2000:],
+        **left, "after_first_tenth": first, "at_end": last, "healthy_answers": sum(len(o.answers) for o in others),
+        "healthy_wrong": wrong, "healthy_failures": [text for o in others for text in o.failures],
+        "median_wait_seconds": {"alone": statistics.median(quiet), "beside": statistics.median(loud)},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Attack, look, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--connections", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--healthy", type=int, default=4)
+    arguments = parser.parse_args()
+    result = fuzz(arguments.connections, arguments.seed, arguments.healthy)
+    say(f"{result['connections']} connections in {result['seconds']} s: {result['kinds']}")
+    say(f"alive {result['alive']}, health {result['health']}, status 500: {result['status_500']}, "
+        f"tracebacks: {result['tracebacks']}")  # fmt: skip
+    say(f"after the first tenth {result['after_first_tenth']}, at the end {result['at_end']}")
+    say(f"sessions left over: {result['extra_sessions']}, answers or connections still open: {result['busy']:.0f}")
+    say(f"healthy sessions: {result['healthy_answers']} answers, {result['healthy_wrong']} wrong, "
+        f"{len(result['healthy_failures'])} failures, median wait {result['median_wait_seconds']}")  # fmt: skip
+    print(json.dumps({**result, "machine": record()}))
+
+
+if __name__ == "__main__":
+    main()
