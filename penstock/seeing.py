@@ -96,15 +96,17 @@ class Seer:
         before = session.tokens
         session.flush()
         opens = vision.ids(vision.framing.opens) if self.now.run == 0 else ()
-        self._text(session, (*opens, *visual.before), phase)
-        if self.now.run == 0:
-            self.now.start = self.now.next
-        if len(visual):
-            self._pictures(session, visual, phase)
+        if self.axes == 1:
+            self._whole(session, visual, (*opens, *visual.before), phase)
+        else:
+            self._text(session, (*opens, *visual.before), phase)
+            if self.now.run == 0:
+                self.now.start = self.now.next
+            if len(visual):
+                self._pictures(session, visual, phase)
+            self._text(session, visual.behind, phase)
         self.now.run += 1
         self.now.units += 1
-        if visual.behind:
-            self._text(session, visual.behind, phase)
         if not (vision.framing.closes or self._closes()):
             self.now.run = 0
         return session.tokens - before
@@ -114,8 +116,27 @@ class Seer:
         return vision.family.closing() is not None
 
     def _text(self, session: Session, ids: Sequence[int], phase: Phase) -> None:
+        """Framing text."""
         for start in range(0, len(ids), session.chunk):
             session._step(list(ids[start : start + session.chunk]), phase)
+
+    def _whole(self, session: Session, visual: Visual, before: Sequence[int], phase: Phase) -> None:
+        """A unit and the text around it as one sequence: fewer steps."""
+        attached, behind = session.model.attached, visual.behind
+        embed: Any = attached.hf.get_input_embeddings()  # type: ignore[operator]
+        with torch.no_grad():
+            text = embed(torch.tensor([*before, *behind], dtype=torch.int64, device=attached.device))
+        shown = visual.embeddings.to(attached.device, attached.geometry.dtype)
+        first, count = len(before), len(visual)
+        x = torch.cat([text[:first], shown, text[first:]])
+        ids = [*before, *placeholders(shown), *behind]
+        is_visual = torch.zeros(len(ids), dtype=torch.bool)
+        is_visual[first : first + count] = True
+        kinds = torch.where(is_visual, int(Kind.VISION), int(Kind.TEXT)).to(torch.uint8)
+        inputs = Inputs(x, visual=is_visual.to(attached.device), deep=visual.deep)
+        for start in range(0, len(ids), session.chunk):
+            stop = min(len(ids), start + session.chunk)
+            session._step(ids[start:stop], phase, kinds[start:stop], inputs.cut(start, stop))
 
     def _pictures(self, session: Session, visual: Visual, phase: Phase) -> None:
         """The embeddings of a unit, in steps."""
