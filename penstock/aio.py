@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -21,12 +22,25 @@ from typing import Any, Self, TypeVar
 from penstock.engine import Answer, Appended, Engine, EngineSession, Finish, Status
 
 T = TypeVar("T")
+_TEXT = (str, bytes, bytearray, memoryview)
 _PENDING = 1 << 20  # bytes: append waits while a session has more than that to read
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
     """Done to its end in a thread, whoever stops waiting."""
     return await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(work)))
+
+
+async def _parts(data: Any) -> AsyncIterator[Any]:
+    """What is appended at once: a text, token ids, or each chunk of text."""
+    if isinstance(data, AsyncIterable):
+        async for part in data:
+            yield part
+    elif isinstance(data, _TEXT) or (isinstance(data, Sequence) and not any(isinstance(part, _TEXT) for part in data)):
+        yield data
+    else:
+        for part in data:
+            yield part
 
 
 class AsyncReply:
@@ -64,9 +78,11 @@ class AsyncReply:
 
     async def cancel(self) -> None:
         """End it where it is."""
-        answer = await asyncio.shield(self._begun)
-        self._answer = answer
-        answer.cancel()
+        try:
+            self._answer = await asyncio.shield(self._begun)
+        except Exception:
+            return  # it never began, which its reader is told
+        self._answer.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,21 +109,16 @@ class AsyncSession:
     ) -> Appended:  # fmt: skip
         """More of the stream: text, token ids, or chunks of text; waits while there is much to read already."""
         async with self._order:
-            if isinstance(data, AsyncIterable):
-                last = await self._put("")
-                async for part in data:
-                    last = await self._put(part)
-                return last
-            if not isinstance(data, (str, bytes, bytearray, memoryview, Sequence)):
-                last = await self._put("")
-                for part in data:
-                    last = await self._put(part)
-                return last
-            if isinstance(data, Sequence) and data and isinstance(data[0], (str, bytes)) and not isinstance(data, str):
-                for part in data[:-1]:
-                    await self._put(part)
-                return await self._put(data[-1])
-            return await self._put(data)
+            taken: Appended | None = None
+            async for part in _parts(data):
+                now = await self._put(part)
+                if taken is not None:
+                    now = replace(
+                        now, bytes=taken.bytes + now.bytes, tokens=taken.tokens + now.tokens,
+                        bytes_dropped=taken.bytes_dropped + now.bytes_dropped,
+                    )  # fmt: skip
+                taken = now
+            return taken or await self._put("")
 
     async def _put(self, data: Any) -> Appended:
         while self.session.status().bytes_pending > _PENDING:

@@ -28,7 +28,9 @@ def test_two_sessions_are_what_each_is_alone(model: Model, tmp_path: Path) -> No
     async def live() -> None:
         async with aio.Host(model, "streaming-llm", 64, rows=2) as host:
             first, second = await host.open("first"), await host.open()
-            await asyncio.gather(first.append(TEXT), second.append(part for part in TEXT.splitlines(keepends=True)))
+            lines = TEXT.splitlines(keepends=True)
+            one, two = await asyncio.gather(first.append(TEXT), second.append(line for line in lines))
+            assert (one.bytes, one.tokens) == (two.bytes, two.tokens) == (len(TEXT), one.tokens)
             answers = await asyncio.gather(*(each.ask("What?", max_new=10).text() for each in (first, second)))
             assert answers == [said, said]
             assert await first.drained(5)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from penstock.client.calls import Call, Reader, ask_call, create_call, encoded, path_of, pause, pieces, where
+from penstock.client.calls import Call, Reader, ask_call, create_call, encoded, parts_of, path_of, pause, pieces, where
 from penstock.client.failures import BrokenOff, Refused, refused
 from penstock.client.records import Appended, SessionInfo, Usage
 from penstock.client.transport import failed, library, settings
@@ -156,9 +156,8 @@ async def _upload(data: Iterable[str | bytes] | AsyncIterable[str | bytes]) -> A
             for piece in pieces(part):
                 yield piece
     else:
-        for part in data:
-            for piece in pieces(part):
-                yield piece
+        for piece in parts_of(data):
+            yield piece
 
 
 class AsyncSessions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -114,6 +114,13 @@ def pieces(part: str | bytes) -> Iterator[bytes]:
     """A chunk of an upload, as it is sent."""
     whole = encoded(part)
     return (whole[at : at + PIECE] for at in range(0, len(whole), PIECE))
+
+
+def parts_of(data: Iterable[str | bytes]) -> Iterator[bytes]:
+    """An upload as it is sent: chunks as they come; a file not line by line."""
+    read = getattr(data, "read", None)
+    source = data if read is None else iter(lambda: read(PIECE) or None, None)
+    return (piece for part in source for piece in pieces(part))
 
 
 def pause(tried: int, failure: Exception, call: Call, was_sent: bool) -> float | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from penstock.client.calls import Call, Reader, ask_call, create_call, encoded, path_of, pause, pieces, where
+from penstock.client.calls import Call, Reader, ask_call, create_call, encoded, parts_of, path_of, pause, where
 from penstock.client.failures import BrokenOff, Refused, refused
 from penstock.client.records import Appended, SessionInfo, Usage
 from penstock.client.transport import failed, library, settings
@@ -101,8 +101,7 @@ class ClientSession:
         path = path_of(self.id, "/append")
         if isinstance(data, (str, bytes, bytearray, memoryview)):
             return Appended.of(self._client._json(Call("POST", path), encoded(data)))
-        parts = (piece for part in data for piece in pieces(part))
-        return Appended.of(self._client._json(Call("POST", path), parts, retries=0))
+        return Appended.of(self._client._json(Call("POST", path), parts_of(data), retries=0))
 
     def ask(
         self, question: str | None = None, *, raw: bool = False, remember: bool = True, max_tokens: int | None = None,

@@ -55,6 +55,12 @@ def test_a_session_from_begin_to_end(running: Running, model: Model, tmp_path: P
         session = client.sessions.create("one")
         done = session.append(data[i : i + 7] for i in range(0, len(data), 7))
         assert (done.bytes, done.session_bytes, done.session_tokens) == (len(data), len(data), done.tokens)
+        file = tmp_path / "a file"
+        file.write_bytes(data)
+        with file.open("rb") as binary, file.open(encoding="utf-8") as text:
+            assert client.sessions.create("two").append(binary).bytes == len(data)
+            assert client.sessions.get("two").append(text).session_bytes == 2 * len(data)
+        client.sessions.get("two").delete()
         with session.ask("What?", max_tokens=12) as answer:
             assert [answer.text()] == expected(model)[:1]
             assert (answer.finish, answer.usage is not None and answer.usage.completion_tokens) == ("length", 12)
