@@ -11,14 +11,14 @@ measured bandwidth. Rounds alternate; medians. Last line: one JSON document.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
+from typing import Any
 
 import torch
 
 from bench.bandwidth import measure_bandwidth
-from bench.report import say
+from bench.report import finish, say, table
 from penstock.engine import Engine, Finish
 from penstock.models.load import Model, load
 from penstock.worlds.library import heldout_text
@@ -58,6 +58,40 @@ def seconds(engine: Engine, streams: list[list[int]], tokens: int) -> tuple[floa
     return spent, said
 
 
+def run(model: Model, rows: int, budget: int, tokens: int, rounds: int, path: str = "eager") -> dict[str, Any]:
+    """Rounds alternate; medians."""
+    threads = torch.get_num_threads()
+    streams = texts(model, rows, budget)
+    batch = Engine(model, "streaming-llm", budget, rows=rows, path=path)
+    single = Engine(model, "streaming-llm", budget, rows=1, path=path)
+    rates: dict[str, list[float]] = {"together": [], "in turn": []}
+    for _ in range(rounds):
+        for name, engine in (("together", batch), ("in turn", single)):
+            spent, said = seconds(engine, streams, tokens)
+            rates[name].append(said / spent)
+    bandwidth = float(measure_bandwidth(threads)["bytes_per_second"])
+    weights = sum(p.numel() * p.element_size() for p in model.attached.hf.parameters())
+    per_step = weights + rows * batch.row_nbytes
+    limit = rows * bandwidth / per_step
+    together, in_turn = (statistics.median(rates[name]) for name in ("together", "in turn"))
+    say(
+        table(
+            [f"decoding, {rows} sessions, path {path}", "tokens/s", "of what bytes allow"],
+            [
+                ["together in one batch", f"{together:.0f}", f"{together / limit:.1%}"],
+                ["one after another", f"{in_turn:.0f}", f"{in_turn / (bandwidth / (weights + batch.row_nbytes)):.1%}"],
+                ["times faster", f"{together / in_turn:.2f}", ""],
+            ],
+        )
+    )
+    return {
+        "rows": rows, "budget": budget, "threads": threads, "path": path,
+        "tokens_per_second": {"together": together, "in_turn": in_turn},
+        "times_faster": together / in_turn, "weight_bytes": weights, "row_bytes": batch.row_nbytes,
+        "bandwidth_bytes_per_second": bandwidth, "fraction_of_limit": together / limit,
+    }  # fmt: skip
+
+
 def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,33 +100,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--path", default="eager", choices=("eager", "compiled"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = load(None)
-    streams = texts(model, arguments.rows, arguments.budget)
-    batch = Engine(model, "streaming-llm", arguments.budget, rows=arguments.rows)
-    single = Engine(model, "streaming-llm", arguments.budget, rows=1)
-    rates: dict[str, list[float]] = {"together": [], "in turn": []}
-    for _ in range(arguments.rounds):
-        for name, engine in (("together", batch), ("in turn", single)):
-            spent, said = seconds(engine, streams, arguments.tokens)
-            rates[name].append(said / spent)
-            say(f"{name}: {said} tokens in {spent:.2f} s")
-    bandwidth = float(measure_bandwidth(arguments.threads)["bytes_per_second"])
-    weights = sum(p.numel() * p.element_size() for p in model.attached.hf.parameters())
-    per_step = weights + arguments.rows * batch.row_nbytes
-    limit = arguments.rows * bandwidth / per_step
-    together, in_turn = (statistics.median(rates[name]) for name in ("together", "in turn"))
-    print(
-        json.dumps(
-            {
-                "rows": arguments.rows, "budget": arguments.budget, "threads": arguments.threads,
-                "tokens_per_second": {"together": together, "in_turn": in_turn},
-                "times_faster": together / in_turn, "weight_bytes": weights, "row_bytes": batch.row_nbytes,
-                "bandwidth_bytes_per_second": bandwidth, "fraction_of_limit": together / limit,
-            }
-        )
-    )  # fmt: skip
+    a = arguments
+    finish(run(load(None), a.rows, a.budget, a.tokens, a.rounds, a.path), None)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ ENVIRONMENTS = {
     "kvpress": Environment(
         "kvpress", (("torch==2.13.0",), ("torch==2.13.0", "kvpress==0.5.5")), note="an older transformers comes along"
     ),
+    "locust": Environment("locust", (("locust==2.32.4",),), note="a load generator for `bench.serve --only load`"),
     "llama-cpp": Environment(
         "llama_cpp",
         (("llama-cpp-python==0.3.36", "gguf==0.19.0"),),

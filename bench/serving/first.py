@@ -1,7 +1,7 @@
 """Time to first token: a context that streams in while it is fetched, against the same context sent when it is whole.
 
-The shape of a crawl: pages of uneven size arrive at uneven moments over about ten seconds per request, several requests at
-once.  The clock moves by the real time of the engine's steps, so that waiting for pages takes no time here.
+The shape of a crawl: pages of uneven size arrive at uneven moments over about ten seconds per request, several requests
+at once.  The clock moves by the real time of the engine's steps, so that waiting for pages takes no time here.
 """
 
 from __future__ import annotations

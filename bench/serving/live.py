@@ -66,7 +66,8 @@ def run(model: Model, sessions: int, minutes: float, rate: float, burst: int, bu
         "tokens": fed, "wall_seconds": wall, "tokens_per_wall_second": fed / wall, "places": places,
         "promotions": stats.promotions, "demotions": stats.demotions, "ram_bytes": stats.ram_bytes,
         "disk_bytes": stats.disk_bytes, "resident_mb_first": settled[0][1], "resident_mb_last": settled[-1][1],
-        "resident_mb_per_simulated_minute": growth, "resident_mb_spread": max(y for _, y in settled) - min(y for _, y in settled),
+        "resident_mb_per_simulated_minute": growth,
+        "resident_mb_spread": max(y for _, y in settled) - min(y for _, y in settled),
     }  # fmt: skip
     say(
         table(

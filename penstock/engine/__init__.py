@@ -10,7 +10,8 @@
 What a caller may rely on:
 
     Engine(model, memory="streaming-llm", budget=None, rows=16, ram="1GiB", folder=None, policy="first-come",
-           clock=RealClock(), *, chunk=64, tokens=256, lag=None, path="eager", measure=False, targets=None, draft=None, ...)
+           clock=RealClock(), *, chunk=64, tokens=256, lag=None, path="eager", measure=False, targets=None,
+           draft=None, demotion="swap", ...)
     engine.open(id=None, *, lag=None)     EngineSession; an id that exists is refused, one that is None is made up
     engine.resume(path, id=None)          a session from a snapshot (of an engine or of `Session.save`)
     engine[id], id in engine, engine.ids  sessions that are open
@@ -24,6 +25,7 @@ What a caller may rely on:
     session.ask(question=None, *, raw=False, remember=True, deadline=None, max_new=128, temperature=0.0, top_k=0,
                 top_p=1.0, stop=(), seed=0) -> Answer     begins behind all that was appended before it
     session.fork(id=None)     EngineSession with the same past and the same input pending
+    session.draft()           Draft: input that may still be rewritten; nothing is sampled until it has ended
     session.truncate(n)       keep the first n tokens; refused while an answer is open; held-back text is dropped
     session.save(path)        the session in one file, input pending included; refused while an answer is open
     session.drained(timeout)  wait (or step) until its queue is empty; True if so
@@ -47,6 +49,7 @@ from penstock.engine.engine import Engine
 from penstock.engine.lag import LAG_POLICIES, Lag
 from penstock.engine.policies import POLICIES, PastFuture, Policy
 from penstock.engine.records import Appended, EngineStats, Finish, Place, Status, Stepped
+from penstock.engine.rewriting import Draft
 from penstock.engine.session import EngineSession
 
 __all__ = [
@@ -54,6 +57,7 @@ __all__ = [
     "POLICIES",
     "Answer",
     "Appended",
+    "Draft",
     "Drafter",
     "Drafting",
     "Engine",

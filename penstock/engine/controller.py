@@ -1,8 +1,8 @@
 """How a step's time is divided between reading and answering, so that latency targets are met.
 
-One device runs both, one after the other in a step, so the shares are shares of time (semi-PD, arXiv:2504.19867, and
-Nexus, arXiv:2507.06608, share the processors of one device instead).  The costs of passes are learned while they run:
-`fixed + per_token * n` for reading, a mean per number of rows for answers.  From them follows how many tokens may be
+One device runs both, in one pass per step, so the shares are shares of time (semi-PD, arXiv:2504.19867, and Nexus,
+arXiv:2507.06608, share the processors of one device instead).  The costs of passes are learned while they run: a mean
+per number of rows for answers, `fixed + per_token * n` for what reading adds.  From them follows how many tokens may be
 read in a step that also lets answers go on; a step without answers reads as much as it likes.
 
 Decisions are pure functions of the learned costs; only `observe` and `settle` change something.
@@ -17,7 +17,7 @@ from penstock.errors import UsageError
 
 _KEEP = 0.98  # weight of the past per observation
 _BUFFER = 0.15  # a new split is used if it differs by more than this
-_LEANEST, _STEP_DOWN, _STEP_UP = 0.3, 0.95, 1.005
+_LEANEST, _STEP_DOWN, _STEP_UP = 0.3, 0.95, 1.0005  # in balance, one step in a hundred is over the target
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,17 @@ class Costs:
     answering: dict[int, float] = field(default_factory=dict)  # rows -> seconds
 
     def add(self, read: int, answers: int, seconds: float) -> None:
-        """A pass over so many tokens, or over so many answers, took `seconds`."""
+        """A pass over so many tokens and answers took `seconds`; what answers alone do not take is reading's."""
         if read:
-            self.reading.add(read, seconds)
+            self.reading.add(read, max(0.0, seconds - self.answers(answers)) if answers else seconds)
         elif answers:
             old = self.answering.get(answers, seconds)
             self.answering[answers] = 0.9 * old + 0.1 * seconds
 
     def answers(self, rows: int) -> float:
         """Seconds of a pass over `rows` answers: as seen, or of the nearest number seen."""
+        if not rows:
+            return 0.0
         if rows in self.answering or not self.answering:
             return self.answering.get(rows, 0.0)
         return self.answering[min(self.answering, key=lambda n: (abs(n - rows), -n))]

@@ -1,12 +1,12 @@
 """Speculative decoding: guesses of the next tokens, let in together with the token they follow.
 
 The model's logits behind each guess say what it would have chosen there; guesses that were not chosen leave the memory
-again (`Turn` in reply.py), which is exact for every memory that can be marked.  A guess is accepted exactly if the answer's
-own draw, with its own generator, falls on it: rejection sampling for a guess that is certain of itself.  So an answer has
-the same tokens with guesses and without, greedy or sampled, whatever the drafter says.
+again (`Turn` in reply.py), which is exact for every memory that can be marked.  A guess is accepted exactly if the
+answer's own draw, with its own generator, falls on it: rejection sampling for a guess that is certain of itself.  So an
+answer has the same tokens with guesses and without, greedy or sampled, whatever the drafter says.
 
-Memory is planned before anything starts (SpecMemo, arXiv:2506.01986): a mark holds what guesses overwrite, its bytes are
-known by formula, and as many guesses are made as fit into `bytes` for all rows that may guess at once.
+Memory is planned before anything starts (SpecMemo, arXiv:2506.01986): a mark holds what guesses overwrite, its bytes
+are known by formula, and as many guesses are made as fit into `bytes` for all rows that may guess at once.
 """
 
 from __future__ import annotations

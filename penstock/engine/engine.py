@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,17 +13,19 @@ from penstock.engine.answer import Answer
 from penstock.engine.attic import Attic
 from penstock.engine.cadence import Cadence
 from penstock.engine.controller import Controller, Targets
+from penstock.engine.demotion import WAYS, Costs, Curve, again, measure
 from penstock.engine.drafting import Drafting, Guesses
 from penstock.engine.inbox import Inbox
 from penstock.engine.lag import Lag
 from penstock.engine.plan import Limits
 from penstock.engine.policies import Policy, policy_of
-from penstock.engine.records import EngineStats, Finish, Stepped
+from penstock.engine.records import EngineStats, Finish
 from penstock.engine.report import account, stats_of
 from penstock.engine.rows import Rows
+from penstock.engine.running import Running
 from penstock.engine.session import AWAY, EngineSession
-from penstock.engine.step import Work, fail, one_step
-from penstock.errors import MemoryStateError, Overloaded, SnapshotError, UsageError
+from penstock.engine.step import Work
+from penstock.errors import Overloaded, SnapshotError, UnknownName, UsageError
 from penstock.memory import Memory, row_bytes
 from penstock.methods import Method, parse
 from penstock.methods.base import entries_for
@@ -36,7 +36,7 @@ from penstock.session import CHUNK, Session, default_budget
 from penstock.snapshot import pending_of, read, restore
 
 
-class Engine:
+class Engine(Running):
     """Many sessions on one model; see the package's docstring.
 
     `rows` sessions are in the memory at once, the others in `ram` (bytes) and then in `folder`.  A step reads at most
@@ -50,7 +50,7 @@ class Engine:
         folder: str | Path | None = None, policy: str | Policy = "first-come", clock: Clock | None = None, *,
         chunk: int = CHUNK, tokens: int = 256, logits: int = 256, device: int | str | None = None, quantum: int = 8,
         lag: Lag | None = None, path: str = "eager", measure: bool = False, patience: float = 10.0,
-        targets: Targets | None = None, draft: Drafting | None = None,
+        targets: Targets | None = None, draft: Drafting | None = None, demotion: str | Costs = "swap",
     ) -> None:  # fmt: skip
         for name, value in {"rows": rows, "chunk": chunk, "tokens": tokens, "logits": logits}.items():
             if value < 1:
@@ -79,18 +79,32 @@ class Engine:
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
         self.attic = Attic(parse_size(ram), None if folder is None else Path(folder))
-        self.rows = Rows(self.memory, self.attic)
+        self.rows = Rows(self.memory, self.attic, self._recomputes, partial(again, self.runner, chunk))
+        self.demotion_costs = self._demotion_costs(demotion)
         self.cadence = Cadence()
         self._core()  # what sessions share is made now (the tokenizer's tables: 20 ms), not when the first is opened
         self.sessions: dict[str, EngineSession] = {}
         self.busy: dict[str, EngineSession] = {}  # those that may have work
         self.steps = self.tokens_ingested = self.tokens_decoded = 0
-        self.lock = threading.RLock()  # queues and counters; never held while the model runs
-        self._gate = threading.RLock()  # rows: held by a step, and by whoever changes a session between steps
-        self._knocking = 0
-        self._news = threading.Condition()  # something was queued, or a step has ended
-        self._thread: threading.Thread | None = None
-        self._stop = False
+        super().__init__()
+
+    def _demotion_costs(self, wanted: str | Costs) -> Costs | None:
+        if isinstance(wanted, Costs):
+            return wanted
+        if wanted not in WAYS:
+            raise UnknownName("way of demotion", wanted, WAYS)
+        if wanted == "swap" or self.by_phase:
+            return None
+        if wanted == "recompute":
+            return Costs(Curve((0.0, 0.0, 0.0)), Curve((1.0, 0.0, 0.0)))
+        return measure(self.runner, self.chunk, through_disk=self.attic.folder)
+
+    def _recomputes(self, tokens: int) -> bool:
+        return not self.by_phase and self.demotion_costs is not None and self.demotion_costs.recomputes(tokens)
+
+    @property
+    def _engine(self) -> Engine:
+        return self
 
     # -- sessions -----------------------------------------------------------------------------------------------
 
@@ -130,6 +144,12 @@ class Engine:
             self.rows.copy(of, session)
             self.has_work(session)
         return session
+
+    def restore(self, session: EngineSession, origin: EngineSession) -> None:
+        """Give a session the past of a fork of it, which stays as it is; between steps."""
+        self.rows.leave(session)
+        origin.core.share_past(session.core)
+        self.rows.copy(origin, session)
 
     def _core(self, special: bool = False) -> Session:
         return Session(
@@ -216,88 +236,6 @@ class Engine:
         if answer.finish is None:
             self.cadence.end(answer, finish, now)
             answer.end(finish)
-
-    @contextmanager
-    def between_steps(self) -> Iterator[None]:
-        """Inside, no step runs and no other caller changes rows."""
-        with self.lock:
-            self._knocking += 1
-        try:
-            self._gate.acquire()
-        finally:
-            with self.lock:
-                self._knocking -= 1
-        try:
-            yield
-        finally:
-            self._gate.release()
-
-    def step(self) -> Stepped:
-        """One step for all that have something to do; falsy when there was nothing."""
-        with self.between_steps():
-            stepped = one_step(self)
-        with self._news:
-            self._news.notify_all()
-        return stepped
-
-    @property
-    def is_running(self) -> bool:
-        return self._thread is not None
-
-    def run(self) -> Engine:
-        """Step in a thread until `stop`."""
-        with self.lock:
-            if self._thread is None:
-                self._stop = False
-                self._thread = threading.Thread(target=self._loop, name="penstock-engine", daemon=True)
-                self._thread.start()
-        return self
-
-    def _loop(self) -> None:
-        while not self._stop:
-            try:
-                is_done = bool(self.step())
-            except Exception as error:  # ours: nobody may wait for ever for answers that cannot come
-                with self.between_steps(), self.lock:
-                    for session in list(self.busy.values()):
-                        fail(self, session, error, self.clock.now())
-                time.sleep(0.01)  # not again at once
-                continue
-            if is_done:
-                while self._knocking and not self._stop:
-                    time.sleep(1e-4)  # locks are not fair: let others in
-                continue
-            with self._news:
-                if not self._stop:
-                    self._news.wait(0.001 if self.busy else None)
-
-    def stop(self) -> None:
-        """Stop the thread behind the step under way; what is queued stays queued."""
-        with self._news:
-            self._stop = True
-            self._news.notify_all()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def wait_until(self, is_true: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait, or step, until something is true; False when `timeout` seconds of real time are over."""
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            with self.lock:  # never in the middle of a change
-                if is_true():
-                    return True
-            if end is not None and time.monotonic() >= end:
-                return False
-            if self.is_running:
-                with self._news:
-                    self._news.wait(0.05)
-            elif not self.step() and not is_true():
-                raise MemoryStateError("the engine has work that it cannot do: its rows are all in mid-answer.")
-
-    def drain(self, timeout: float | None = None) -> bool:
-        """Wait (or step) until nothing is queued and no answer is open; False when time is over."""
-        return self.wait_until(lambda: not any(s.has_work for s in list(self.busy.values())), timeout)
 
     def close(self) -> None:
         """Stop and close all sessions."""

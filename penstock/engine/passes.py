@@ -1,8 +1,8 @@
 """How a step's work becomes passes of the model, and which rows change place for it.  Pure.
 
-Answers of adjacent rows are read together in one batched attention, whatever else the memory holds; spans of many
-tokens are read one by one.  So answers go through the model by themselves as soon as they are a few, and those that are
-scattered over the rows are brought together first, with the fewest moves (arXiv:2305.13484):
+Answers of adjacent rows are read together in one batched attention; spans of many tokens are read one by one, in the
+same pass.  So answers come first in a pass, and those that are scattered over the rows are brought together before,
+with the fewest moves (arXiv:2305.13484):
 
     rows     . a . x a a      a: one token of an answer    x: another session    .: free
     moves    1 -> 3, x -> 1   or   1 -> 2, 4 -> 3, ...     the window [3, 6) costs one exchange, the others more
@@ -16,8 +16,6 @@ from typing import Protocol, TypeVar
 
 from penstock.core import Phase
 
-TOGETHER = 3  # answers from which a pass of their own beside reading pays (measured: two cores, shipped model)
-
 
 class Item(Protocol):
     """What a pass needs to know of a session's work."""
@@ -28,19 +26,26 @@ class Item(Protocol):
     @property
     def phase(self) -> Phase: ...
 
+    @property
+    def row(self) -> int: ...
+
 
 W = TypeVar("W", bound=Item)
 
 
-def passes(works: Sequence[W], by_phase: bool, together: int = TOGETHER) -> list[list[W]]:
-    """The passes of a step, in order; `by_phase` for memories that care in which phase they are read."""
+def passes(works: Sequence[W], by_phase: bool) -> list[list[W]]:
+    """The passes of a step, in order; `by_phase` for memories that care in which phase they are read.
+
+    In a pass the answers of one token come first, by row, so that the memory reads adjacent ones as one batch.
+    """
+    ordered = sorted(works, key=lambda w: (not _is_single(w), w.row))
     if by_phase:
-        return [p for phase in Phase if (p := [w for w in works if w.phase is phase])]
-    single = [w for w in works if w.phase is Phase.ANSWER and len(w.tokens) == 1]
-    rest = [w for w in works if not (w.phase is Phase.ANSWER and len(w.tokens) == 1)]
-    if rest and len(single) >= together:
-        return [single, rest]
-    return [list(works)] if works else []
+        return [p for phase in Phase if (p := [w for w in ordered if w.phase is phase])]
+    return [ordered] if ordered else []
+
+
+def _is_single(work: Item) -> bool:
+    return work.phase is Phase.ANSWER and len(work.tokens) == 1
 
 
 @dataclass(frozen=True)

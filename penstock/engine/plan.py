@@ -6,8 +6,8 @@
     C  takes that of D: behind it in the order, not pinned, its quantum used
     D, E  wait
 
-Decoding sessions take one token each, up to `logits`, and what these leave for guesses; the others share what is left of
-`tokens`, at most `chunk` each.
+Decoding sessions take one token each, up to `logits`, and what these leave for guesses; the others share what is left
+of `tokens`, at most `chunk` each.
 """
 
 from __future__ import annotations

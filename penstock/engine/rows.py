@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from penstock.engine.attic import Attic
+from penstock.engine.attic import Attic, Kept
 from penstock.errors import MemoryStateError
 from penstock.memory import Memory
 
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 class Rows:
     """The rows of the shared memory and who is in them."""
 
-    def __init__(self, memory: Memory, attic: Attic) -> None:
+    def __init__(
+        self, memory: Memory, attic: Attic, reads_again: Callable[[int], bool] = lambda tokens: False,
+        read_again: Callable[[Sequence[int], int], None] | None = None,
+    ) -> None:  # fmt: skip
         self.memory, self.attic = memory, attic
+        self._reads_again, self._read_again = reads_again, read_again
         self._owners: list[EngineSession | None] = [None] * memory.num_rows
-        self.promotions = self.demotions = self.moves = 0
+        self.promotions = self.demotions = self.moves = self.recomputed = 0
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -41,6 +45,12 @@ class Rows:
             self.attic.drop(session.kept)
             session.kept = None
             self.promotions += 1
+        elif session.is_forgotten:
+            assert self._read_again is not None
+            self._read_again(list(session.core.log.tail), row)
+            session.is_forgotten = False
+            self.promotions += 1
+            self.recomputed += 1
         self._sit(session, row)
 
     def _sit(self, session: EngineSession, row: int) -> None:
@@ -70,7 +80,10 @@ class Rows:
         assert session.row is not None
         length = self.memory.length(session.row)
         if length:
-            session.kept = self.attic.put(self.memory.save_row(session.row), length)
+            if len(session.core.log.tail) == length and self._reads_again(length):
+                session.is_forgotten = True  # its tokens are in the log
+            else:
+                session.kept = self.attic.put(self.memory.save_row(session.row), length)
             self.demotions += 1
         self._vacate(session)
 
@@ -89,9 +102,11 @@ class Rows:
         if session.kept is not None:
             self.attic.drop(session.kept)
             session.kept = None
+        session.is_forgotten = False
 
     def copy(self, of: EngineSession, to: EngineSession) -> None:
         """The memory of one session for another one too: shared in the attic, copied into a free row, or kept."""
+        to.is_forgotten = of.is_forgotten
         if of.kept is not None:
             to.kept = self.attic.share(of.kept)
         elif of.row is not None and self.memory.length(of.row):
@@ -100,7 +115,16 @@ class Rows:
                 self.memory.copy_row(of.row, self.memory, row)
                 self._sit(to, row)
             else:
-                to.kept = self.attic.put(self.memory.save_row(of.row), self.memory.length(of.row))
+                to.kept = self._twin(of)
+
+    def _twin(self, of: EngineSession) -> Kept:
+        """What a row holds, kept for a fork: forks made at the same point share it until they differ."""
+        now = of.core.log.digest, self.memory.length(of.row or 0)
+        if of.twin is not None and of.twin[0] == now and of.twin[1].owners:
+            return self.attic.share(of.twin[1])
+        kept = self.attic.put(self.memory.save_row(of.row or 0), now[1])
+        of.twin = now, kept
+        return kept
 
     def check(self, sessions: Sequence[EngineSession]) -> None:
         """Raise MemoryStateError unless rows, sessions and the attic agree."""
@@ -115,6 +139,8 @@ class Rows:
                 raise MemoryStateError(f"row {row} of {length} tokens is not its owner's: report the steps to here.")
         for session in sessions:
             away = session.row is None and session.error is None
+            if away and session.is_forgotten and session.core.tokens == len(session.core.log.tail):
+                continue
             if away and session.core.tokens != (session.kept.length if session.kept is not None else 0):
                 raise MemoryStateError(f"session {session.id} has lost its memory: report the steps to here.")
         self.attic.check([s.kept for s in sessions if s.kept is not None])

@@ -14,6 +14,7 @@ from penstock.engine.attic import Kept
 from penstock.engine.inbox import Inbox, Piece, Question
 from penstock.engine.policies import Candidate
 from penstock.engine.records import Appended, Place, Status
+from penstock.engine.rewriting import Draft
 from penstock.engine.speaking import Speaking
 from penstock.errors import Overloaded, UsageError
 from penstock.models.sampling import Sampling
@@ -36,6 +37,8 @@ class EngineSession:
         self.engine, self.core, self.inbox = engine, core, inbox
         self.row: int | None = None
         self.kept: Kept | None = None
+        self.is_forgotten = False  # away, and to be read again from its log
+        self.twin: tuple[tuple[str, int], Kept] | None = None  # what its newest fork took, and of which past
         self.speaking: Speaking | None = None
         self.error: BaseException | None = None  # why it cannot go on
         self.is_closed = False
@@ -44,6 +47,7 @@ class EngineSession:
         self.turns = 0  # steps since it got its row
         self._in_answer = core._in_answer  # as it will be when the queue is read
         self.text_lock = threading.RLock()  # the encoder, and the order in which its output is queued
+        self.drafted: Draft | None = None  # input that is not final
         self.closes = False  # with its first answer: a fork that only answers
 
     # -- give it something --------------------------------------------------------------------------------------
@@ -68,6 +72,8 @@ class EngineSession:
                 with self.engine.lock:
                     inbox.put(ids, taken, self._held(), now)
                     self.engine.has_work(self)
+                    if self.drafted is not None:
+                        self.drafted.ids += ids
                 tokens += len(ids)
             with self.engine.lock:
                 dropped = inbox.relieve(now)
@@ -91,8 +97,8 @@ class EngineSession:
             return
         encoder = self.core.encoder
         if encoder is not None and len(data):
-            ids = encoder.flush()
-            yield ids if self.tokens or ids != list(encoder.prefix_ids) else [], 0
+            begins, ids = not encoder.state_dict()["started"], encoder.flush()
+            yield [] if begins and ids == list(encoder.prefix_ids) else ids, 0
         for start in range(0, len(data), _SLICE):
             yield list(data[start : start + _SLICE]), 4 * len(data[start : start + _SLICE])
 
@@ -110,6 +116,8 @@ class EngineSession:
         fork, which is closed with its answer.
         """
         sampling = Sampling(max_new, temperature, top_k, top_p, tuple(stop), seed)
+        if self.drafted is not None:
+            raise UsageError(f"the input of session {self.id} is a draft: end it before you ask.")
         if not remember:
             fork = self.fork()
             fork.closes = True
@@ -144,6 +152,12 @@ class EngineSession:
         with self.text_lock, self.engine.between_steps():
             self._check_idle("forked")
             return self.engine.branch(self, id)
+
+    def draft(self) -> Draft:
+        """Begin input that may still be rewritten (rewriting.py); waits until what came before is read."""
+        with self.text_lock:
+            self._check_idle("drafted")
+            return Draft(self)
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens of the stream; held-back text is dropped.  Exact, or NotRewindable."""
@@ -195,7 +209,7 @@ class EngineSession:
         if self.row is not None:
             return Place.DEVICE
         if self.kept is None:
-            return Place.NEW
+            return Place.RAM if self.is_forgotten else Place.NEW
         return Place.RAM if self.kept.path is None else Place.DISK
 
     def status(self) -> Status:
@@ -241,6 +255,8 @@ class EngineSession:
 
     def _check_idle(self, action: str) -> None:
         self._check_open()
+        if self.drafted is not None:
+            raise UsageError(f"the input of session {self.id} is a draft: it can be {action} when that has ended.")
         if self.speaking is not None or self.inbox.questions:
             raise UsageError(f"session {self.id} is answering: it can be {action} when the answer has ended.")
 

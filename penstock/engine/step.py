@@ -12,7 +12,7 @@ import torch
 
 from penstock.core import Phase, Span
 from penstock.engine.inbox import Piece, Question
-from penstock.engine.passes import TOGETHER, gather, passes
+from penstock.engine.passes import gather, passes
 from penstock.engine.plan import Limits, acquire
 from penstock.engine.policies import Candidate
 from penstock.engine.records import Finish, Stepped
@@ -64,8 +64,8 @@ def one_step(engine: Engine) -> Stepped:
         unserved = {s.id for s in sessions} - {s.id for s, _ in served}
     began = time.perf_counter()
     done = []
-    for group in passes(works, engine.by_phase, 1 if engine.controller is not None else TOGETHER):
-        done += _run(engine, sorted(group, key=lambda w: w.row), now)
+    for group in passes(works, engine.by_phase):
+        done += _run(engine, group, now)
     seconds = time.perf_counter() - began
     out = Stepped(
         served=tuple(s.id for s, _ in served), promoted=tuple(came), demoted=tuple(plan.demote),

@@ -69,8 +69,8 @@ class Plan:
     """The step of one group of layers."""
 
     angles: Angles | None  # [N, R/2] of all packed tokens
-    spans: tuple[SpanPlan, ...]
-    decode: DecodePlan | None
+    spans: tuple[SpanPlan, ...]  # read one by one, behind those that are
+    decode: DecodePlan | None  # read as one batch
 
 
 def window_ranges(start: int, end: int, sinks: int, age: int, size: int | None) -> tuple[range, range, range]:
@@ -113,16 +113,26 @@ class Planner:
 
     def plan(self, spans: list[Span], starts: list[int]) -> Plan:
         """The plan of a packed step; `starts` are the rows' token counts before it."""
-        decode = self._decode(spans, starts)
-        if decode is not None:
+        single = self._singles(spans, starts)
+        decode = self._decode(spans[:single], starts[:single]) if single == len(spans) or single > 1 else None
+        if decode is not None and single == len(spans):
             return Plan(None, (), decode)
         positions = torch.cat([torch.arange(s, s + span.count) for s, span in zip(starts, spans)])
         angles = self.encoding.angles(positions, self.device) if isinstance(self.encoding, Rotary) else None
         plans, offset = [], 0
-        for span, start in zip(spans, starts):
-            plans.append(self._span(span, start, offset))
+        for i, (span, start) in enumerate(zip(spans, starts)):
+            if decode is None or i >= single:
+                plans.append(self._span(span, start, offset))
             offset += span.count
-        return Plan(angles, tuple(plans), None)
+        return Plan(angles, tuple(plans), decode)
+
+    def _singles(self, spans: list[Span], starts: list[int]) -> int:
+        """How many spans, from the first on, can be read as one batch: one token each, rows adjacent, sinks complete."""
+        if self.grows or len(self.windows) != 1:
+            return 0
+        first = spans[0].row
+        fits = (s.count == 1 and s.row == first + i and n >= self.sinks for i, (s, n) in enumerate(zip(spans, starts)))
+        return next((i for i, fit in enumerate(fits) if not fit), len(spans))
 
     def _mask(self, visible: Tensor, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         """An additive mask, with the ALiBi bias where the layer has one (then in float32, per head)."""
@@ -161,11 +171,10 @@ class Planner:
         )
 
     def _decode(self, spans: list[Span], starts: list[int]) -> DecodePlan | None:
-        """The batched read, when it applies: one bounded window, one token per row, rows adjacent, sinks complete."""
-        first = spans[0].row
-        adjacent = all(span.count == 1 and span.row == first + i for i, span in enumerate(spans))
-        if self.grows or len(self.windows) != 1 or not adjacent or min(starts) < self.sinks:
+        """The batched read of such spans."""
+        if not spans:
             return None
+        first = spans[0].row
         size = self.windows[0]
         assert size is not None
         now = torch.tensor(starts)  # [rows]

@@ -79,24 +79,28 @@ class RingGroup:
 
         query [1, Hq, N, D], key and value [1, Hkv, N, D], raw, packed as planned.  Returns [1, N, Hq, D].
         """
+        outs = []
         if plan.decode is not None:
-            part = self._decode(index, query, key, value, plan.decode, scale, softcap)
+            n = plan.decode.rows
+            part = self._decode(index, query[:, :, :n], key[:, :, :n], value[:, :, :n], plan.decode, scale, softcap)
             if sink_logit is not None:
                 part = learned_sink(part, sink_logit)
-            return part.out.transpose(0, 2).transpose(1, 2)  # [rows, Hq, 1, D] -> [1, rows, Hq, D]
+            batch = part.out.transpose(0, 2)  # [rows, Hq, 1, D] -> [1, Hq, rows, D]
+            if not plan.spans:
+                return batch.transpose(1, 2)
+            outs.append(batch)
         raw_query, raw_key = query, key
         if self.rotary is not None:
             assert plan.angles is not None
             query, key = self.rotary.rotate(query, plan.angles), self.rotary.rotate(key, plan.angles)
-        outs = []
         for span in plan.spans:
             cut = slice(span.offset, span.offset + span.count)
             part = self._ingest(
                 index, query[:, :, cut], key[0, :, cut], value[0, :, cut], raw_query[:, :, cut], raw_key[0, :, cut],
                 span, scale, softcap,
             )  # fmt: skip
-            outs.append(part if sink_logit is None else learned_sink(part, sink_logit))
-        out = outs[0].out if len(outs) == 1 else torch.cat([p.out for p in outs], dim=2)
+            outs.append((part if sink_logit is None else learned_sink(part, sink_logit)).out)
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
         return out.transpose(1, 2)
 
     def _decode(

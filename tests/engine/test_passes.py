@@ -18,26 +18,21 @@ from .company import assert_whole, engine
 class Item:
     phase: Phase
     tokens: list[int] = field(default_factory=lambda: [1])
+    row: int = 0
 
 
-@given(st.lists(st.tuples(st.sampled_from(Phase), st.integers(1, 3)), max_size=8), st.booleans(), st.integers(1, 4))
-def test_each_work_is_in_one_pass(kinds: list[tuple[Phase, int]], by_phase: bool, together: int) -> None:
-    works = [Item(phase, [1] * n) for phase, n in kinds]
-    cut = passes(works, by_phase, together)
+@given(st.lists(st.tuples(st.sampled_from(Phase), st.integers(1, 3)), max_size=8), st.booleans())
+def test_each_work_is_in_one_pass_and_answers_come_first(kinds: list[tuple[Phase, int]], by_phase: bool) -> None:
+    works = [Item(phase, [1] * n, row) for row, (phase, n) in enumerate(kinds)]
+    cut = passes(works[::-1], by_phase)
     assert sorted(map(id, works)) == sorted(id(w) for group in cut for w in group)
     assert all(cut)
-    if by_phase:
-        assert all(len({w.phase for w in group}) == 1 for group in cut)
-    else:
-        assert len(cut) <= 2
-
-
-def test_a_few_answers_leave_the_company_of_readers() -> None:
-    answers, reader = [Item(Phase.ANSWER) for _ in range(3)], Item(Phase.INGEST, [1, 2])
-    assert passes([reader, *answers], False, together=3) == [answers, [reader]]
-    assert passes([reader, *answers[:2]], False, together=3) == [[reader, *answers[:2]]]
-    drafted = Item(Phase.ANSWER, [1, 2])
-    assert passes([drafted, *answers], False, together=3) == [answers, [drafted]]
+    assert len(cut) <= 1 or by_phase
+    for group in cut:
+        assert len({w.phase for w in group}) == 1 or not by_phase
+        single = [w.phase is Phase.ANSWER and len(w.tokens) == 1 for w in group]
+        assert single == sorted(single, reverse=True)
+        assert [w.row for w in group[: sum(single)]] == sorted(w.row for w in group[: sum(single)])
 
 
 ROWS = 6
