@@ -15,13 +15,12 @@ from setuptools.command.build_ext import build_ext
 from setuptools.dist import Distribution
 
 SOURCES = Path("penstock", "kernels", "cpu")
-FLAGS = (
-    "-std=c++17 -O3 -fPIC -pthread -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wno-psabi"
-).split()
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
+FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 # file -> the flags of its own; x86 only
 SETS = {
-    "avx2": "-mavx2 -mfma".split(),
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512".split(),
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mfma", "-mprefer-vector-width=512"],
 }
 
 

@@ -26,8 +26,9 @@ ALLOWED: dict[str, set[str]] = {
     "cost": {"core", "errors"},
     "registry": {"errors"},
     **dict.fromkeys(SLOTS, BASE),
+    "kernels": BASE | {"memory"},
     "methods": BASE | SLOTS,
-    "models": BASE | SLOTS,
+    "models": BASE | SLOTS | {"kernels"},
     **{part: BASE | SLOTS | SESSION | {"methods", "models"} for part in SESSION},
     "io": BASE | {"models", "worlds"},
     "worlds": {"core", "errors", "models"},  # models: the training of the tiny ones

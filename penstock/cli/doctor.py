@@ -20,6 +20,7 @@ from rich.text import Text
 from penstock.cli.derive import Common
 from penstock.cli.output import Output
 from penstock.models.load import TINY
+from penstock.models.native import describe
 
 PACKAGES = ("penstock", "torch", "transformers", "tokenizers", "safetensors", "numpy", "typer", "rich")
 _FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "neon", "asimd", "bf16", "sve")
@@ -55,6 +56,7 @@ def examine() -> dict[str, Any]:
         "bandwidth_bytes_per_second": bandwidth(),
         "accelerator": accelerator(),
         "compiler": compiler,
+        "native": describe(),
         "path": chosen_path(compiler),
         "extras": extras(),
         "tiny_model": tiny_model(),
@@ -134,6 +136,12 @@ def _small(x: torch.Tensor) -> torch.Tensor:
 
 def chosen_path(compiler: dict[str, Any]) -> dict[str, str]:
     """What `--path auto` comes to."""
+    native = describe()
+    if native["uses"] not in (None, "portable"):
+        why = (
+            "Llama blocks over sinks and windows have one; anything else runs on PyTorch, compiled if it can"
+        )
+        return {"path": f"auto: native ({native['uses']})", "why": why}
     if compiler["works"]:
         why = "torch.compile works here: steps of an answer run eager until the compiled step is ready"
         return {"path": "auto: compiled", "why": why}
@@ -191,6 +199,9 @@ def _table(facts: dict[str, Any]) -> Table:
         "accelerator": facts["accelerator"] or "none",
         "compiler": f"{compiler['name'] or 'none found'}, "
         + (f"works ({compiler['seconds']:.1f} s)" if compiler["works"] else f"does not work: {compiler['error']}"),
+        "native step": ", ".join(facts["native"]["sets"]) + f"; uses {facts['native']['uses']}"
+        if facts["native"]["built"]
+        else facts["native"]["why_not"],
         "path": f"{facts['path']['path']} ({facts['path']['why']})",
         "tiny model": f"{tiny['bytes'] / 1e6:.1f} MB" if tiny["present"] else "missing: install penstock again",
     }

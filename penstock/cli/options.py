@@ -49,6 +49,7 @@ class RunOptions(Common):
     dtype: str | None = option(None, "float32, bfloat16 or float16.  [default: as the model is stored]", "T")
     seed: int = option(0, "Of the world that is read, and of the answer.", "S")
     path: str = option("auto", f"How decode steps run: {', '.join(PATHS)}.", "P")
+    explain: bool = option(False, "Say which path the steps took, and why.")
     plot: Path | None = option(None, "Draw loss, latency and memory against the position in the stream.", "F")
 
     def __post_init__(self) -> None:

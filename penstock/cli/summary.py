@@ -106,6 +106,7 @@ def summary(
         "dtype": str(session.model.attached.geometry.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "path": session.runner.status,
+        **({"explanation": session.runner.explanation} if options.explain else {}),
         "input": reading.source.name if reading else None,
         "ended": reading.ended if reading else None,
         "waited_seconds": reading.waited if reading else 0.0,
@@ -149,9 +150,10 @@ def run_table(facts: dict[str, Any]) -> Table:
         "stored": size(facts["memory_bytes"]["peak"]) + (f" of {size(budget)}" if budget else ", and growing"),
         "resident": f"{size(facts['rss_bytes']['start'])} at the start, {size(facts['rss_bytes']['end'])} at the end",
         "path": facts["path"],
+        **({"because": facts["explanation"]} if "explanation" in facts else {}),
     }
     if facts["input"] is None:
-        rows = {name: rows[name] for name in ("model", "memory", "stored", "path")}
+        rows = {name: rows[name] for name in ("model", "memory", "stored", "path", "because") if name in rows}
     for name, text in rows.items():
         table.add_row(name, Text(str(text)))
     return table

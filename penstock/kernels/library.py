@@ -1,6 +1,6 @@
 """The compiled library: found beside this file, described to ctypes.
 
-It is built when the package is installed, if a C++ compiler is there (setup.py).  Without it everything runs on PyTorch.
+It is built when the package is installed, if a C++ compiler is there (setup.py).  Without it all runs on PyTorch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Native steps over a memory: the rings are read and written where they are, so marks, snapshots and forks keep working.
+"""Native steps over a memory: the rings are read and written where they are; marks, snapshots and forks keep working.
 
 A step may carry any spans: single tokens of several rows share each weight that is read, chunks are read in blocks.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from penstock.memory import Geometry, Memory
 from penstock.memory.positions import Rotary
 from penstock.memory.ring import RingGroup
 
-_KEPT = "_penstock_native"
+_KEPT: WeakKeyDictionary[nn.Module, dict[bool, tuple[Any, Weights]]] = WeakKeyDictionary()
 
 
 def memory_obstacle(memory: Memory) -> str | None:
@@ -36,8 +37,7 @@ def memory_obstacle(memory: Memory) -> str | None:
 
 def weights_of(hf: nn.Module, geometry: Geometry, int8: bool = False) -> Weights:
     """The model's tiles, shared by everybody who runs it; made again when its weights were changed.  Raises Unfit."""
-    kept: dict[bool, Any] = hf.__dict__.setdefault(_KEPT, {})
-    now = stamp(hf)
+    kept, now = _KEPT.setdefault(hf, {}), stamp(hf)
     found = kept.get(int8)
     if found is None or found[0] != now:
         reason = obstacle(hf, geometry)
@@ -45,8 +45,7 @@ def weights_of(hf: nn.Module, geometry: Geometry, int8: bool = False) -> Weights
             raise Unfit(reason)
         kind = lib.INT8 if int8 else lib.FLOAT32 if geometry.dtype == torch.float32 else lib.BFLOAT16
         found = kept[int8] = (now, Weights(hf, geometry, kind))
-    weights: Weights = found[1]
-    return weights
+    return found[1]
 
 
 class Native:

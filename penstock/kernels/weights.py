@@ -1,8 +1,8 @@
 """A transformers model's weights, copied into the native step's tiles.
 
-Which models fit is found by looking, not by name: the modules of a Llama block, called what transformers calls them, and
-nothing beside them.  What looking cannot see (a multiplier in some forward) is caught by comparing logits with the
-model's own (step.py: verify).
+Which models fit is found by looking, not by name: the modules of a Llama block, called what transformers calls them,
+and nothing beside them.  What looking cannot see (a multiplier in some forward) is caught by comparing logits with the
+model's own (models/native.py: verify).
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ class Weights:
         self._embedding = body.embed_tokens.weight.detach().contiguous()
         self._lib.pk_model_embedding(self.handle, self._embedding.data_ptr())
         self._keep.clear()
+        self.verdict: str | None = None  # of comparing logits; empty when they agree
         self.work = weights  # bytes that a step reads, about
 
     @property

@@ -5,6 +5,9 @@ decoding a token, one for reading a chunk.  That takes tens of seconds, which mu
 its answer: on the path `auto` a thread compiles while eager steps go on, and the switch happens between replies.
 `compiled` waits, `eager` never compiles.
 
+Where the model and the memory have a native step (models/native.py), `auto` uses that from the first token on and
+compiles nothing; `native` insists on it, `native-int8` rounds the weights to 8 bits.
+
 Weights are folded into the graph (freezing) and packed for the processor where memory allows; such graphs cannot be
 cached on disk by the framework, so they are compiled again in each process.  A compiled step is only ever called with
 steps of the shape it was made for, so the guards, a tenth of a small model's step, are left out.
@@ -29,8 +32,9 @@ from penstock.errors import PenstockError, UnknownName, UsageError
 from penstock.memory import Memory
 from penstock.models.attach import COMPILING, Attached, Logits, forward
 from penstock.models.embedded import Inputs, place
+from penstock.models.native import NATIVE_PATHS, NativeSteps, choose
 
-PATHS = ("auto", "eager", "compiled")
+PATHS = ("auto", "eager", "compiled", *NATIVE_PATHS)
 _AFTER = 96  # steps of one kind before `auto` finds compiling worth its while
 _WORTH = 1.05  # speed-up below which a compiled step is not used
 
@@ -174,6 +178,13 @@ class Runner:
         self.why_not = self._obstacle()
         if path == "compiled" and self.why_not:
             raise UsageError(f"the compiled path is not possible here: {self.why_not}; use --path eager.")
+        self._native: NativeSteps | None = None
+        self.native_note = "not asked for"  # how it runs, or why not
+        if path == "auto" or path in NATIVE_PATHS:
+            native, self.native_note = choose(attached, memory, path)
+            if native is None and path != "auto":
+                raise UsageError(f"the native path is not possible here: {self.native_note}; use --path auto.")
+            self._native = None if native is None else NativeSteps(native, attached)
 
     def _obstacle(self) -> str | None:
         """Why compiling is not possible, or None."""
@@ -200,11 +211,15 @@ class Runner:
     @property
     def now(self) -> str:
         """The path of the next steps."""
+        if self._native is not None:
+            return "native"
         return "compiled" if self._active else "eager"
 
     @property
     def status(self) -> str:
         """One phrase for people: what runs now, and what is being prepared."""
+        if self._native is not None:
+            return f"native ({self.native_note})"
         made = [c for (shape, *_), c in self._shared.items() if shape == self._shape]
         if any(c.running for c in made):
             return f"{self.now} (compiling)"
@@ -219,16 +234,27 @@ class Runner:
             return "eager (compiled from the next reply)"
         return "eager (compiling gains nothing)" if made and self.path == "auto" else "eager"
 
+    @property
+    def explanation(self) -> str:
+        """One sentence: which path runs, and why it and no other one."""
+        if self._native is not None:
+            why = "asked for" if self.path != "auto" else "the model and the memory fit it"
+            return f"steps run natively ({self.native_note}), because {why}."
+        if self.path != "auto":
+            return f"steps {'of fixed shape run compiled' if self.path == 'compiled' else 'run eagerly'}, as asked for."
+        then = f"not compiled, because {self.why_not}" if self.why_not else "compiled where that is faster"
+        return f"steps run on PyTorch, {then}; not natively, because {self.native_note}."
+
     def between_replies(self) -> None:
         """The moment at which `auto` may switch paths."""
-        if self.path == "auto":
+        if self.path == "auto" and self._native is None:
             for (shape, *kind), made in self._shared.items():
                 if shape == self._shape and made.ready and made.speedup > _WORTH:
                     self._active.add((kind[0], kind[1]))
 
     def prepare(self, count: int = 1, logits: Logits = "last") -> None:
         """Compile the step of `count` tokens now and use it (what `compiled` does when it first needs one)."""
-        if self.why_not:
+        if self.why_not or self._native is not None:
             return
         made = self._get((count, logits))
         made.wait()
@@ -256,6 +282,9 @@ class Runner:
         """Run packed tokens [N] of kinds [N] through the model and the memory; logits and inputs as Attached.run."""
         attached = self.attached
         ids = torch.as_tensor(tokens, dtype=torch.int64, device=attached.device)
+        if self._native is not None and inputs is None and self._native.takes(spans):
+            with self.memory.step(spans, phase, kinds, planned=False):
+                return self._native.run(spans, ids, logits)
         kind = None if isinstance(logits, Tensor) or inputs is not None else self._kind(spans, logits)
         if kind is not None and self._use(kind, phase):
             with self.memory.step(spans, phase) as step:
@@ -301,7 +330,7 @@ class Runner:
 
     def _kind(self, spans: Sequence[Span], logits: Logits) -> tuple[int, Logits] | None:
         """The kind of compiled step that could run this, if one could."""
-        if self.why_not or self.path == "eager":
+        if self.why_not or self._native is not None or self.path not in ("auto", "compiled"):
             return None
         count, length = spans[0].count, self.memory.length(spans[0].row)
         if count == 1 and length > max(c.sinks for c in self.memory.cascades):

@@ -30,10 +30,16 @@ PK_INLINE V4 sum_four(V a, V b, V c, V d) {
   return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
 }
 
-// scores[g][s] of `count` slots; queries are scaled.
+// Ask for `bytes` from here on.
+PK_INLINE void fetch(const void *from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char *>(from) + i);
+}
+
+// scores[g][s] of `count` slots; queries are scaled.  The values of the same slots are asked for meanwhile.
 template <int G, class T>
-PK_INLINE void score(const float *q, const T *keys, int width, int count, float *scores) {
+PK_INLINE void score(const float *q, const T *keys, const T *values, int width, int count, float *scores) {
   for (int s = 0; s < count; s += 4) {
+    fetch(values + int64_t(s) * width, 4 * width * int64_t(sizeof(T)));
     const T *row[4];
     for (int i = 0; i < 4; i++) row[i] = keys + int64_t(s + i < count ? s + i : count - 1) * width;
     V sums[G][4] = {};
@@ -56,15 +62,16 @@ PK_INLINE void score(const float *q, const T *keys, int width, int count, float 
   }
 }
 
-// out[g] += sum over slots of weight * value, columns [d, d + C * PK_LANES).
+// out[g] += sum over slots of weight * value, columns [d, d + C * PK_LANES).  The next keys are asked for meanwhile.
 template <int G, int C, class T>
-PK_INLINE void weigh(const float *weights, const T *values, int width, int count, int d, float *out) {
+PK_INLINE void weigh(const float *weights, const T *values, const T *next, int width, int count, int d, float *out) {
   V sums[G][C];
 #pragma GCC unroll 8
   for (int g = 0; g < G; g++)
 #pragma GCC unroll 4
     for (int c = 0; c < C; c++) sums[g][c] = load(out + g * width + d + c * PK_LANES);
   for (int s = 0; s < count; s++) {
+    fetch(next + int64_t(s) * width + d, C * PK_LANES * int64_t(sizeof(T)));
     V value[C];
 #pragma GCC unroll 4
     for (int c = 0; c < C; c++) value[c] = load_stored(values + int64_t(s) * width + d + c * PK_LANES);
@@ -88,7 +95,8 @@ static void read_slots(const float *q, const T *keys, const T *values, int width
   float scores[G * SLOTS];
   for (int64_t begin = 0; begin < count; begin += SLOTS) {
     const int size = count - begin < SLOTS ? int(count - begin) : SLOTS;
-    score<G>(q, keys + begin * width, width, size, scores);
+    const T *value = values + begin * width, *next = keys + (begin + size) * width;
+    score<G>(q, keys + begin * width, value, width, size, scores);
     for (int g = 0; g < G; g++) {
       float *own = scores + g * SLOTS;
       const float most = largest_of(own, size, NOTHING);
@@ -103,8 +111,8 @@ static void read_slots(const float *q, const T *keys, const T *values, int width
       sum[g] += sum_of(own, size);
     }
     int d = 0;
-    for (; d + C * PK_LANES <= width; d += C * PK_LANES) weigh<G, C>(scores, values + begin * width, width, size, d, out);
-    for (; d < width; d += PK_LANES) weigh<G, 1>(scores, values + begin * width, width, size, d, out);
+    for (; d + C * PK_LANES <= width; d += C * PK_LANES) weigh<G, C>(scores, value, next, width, size, d, out);
+    for (; d < width; d += PK_LANES) weigh<G, 1>(scores, value, next, width, size, d, out);
   }
 }
 

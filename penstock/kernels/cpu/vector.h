@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #define PK_MEMBER inline __attribute__((always_inline))
 #define PK_INLINE static inline __attribute__((always_inline))
@@ -49,9 +52,15 @@ PK_INLINE uint16_t narrow(float x) {
 // Keys and values as they are stored.
 PK_INLINE V load_stored(const float *p) { return load(p); }
 PK_INLINE V load_stored(const uint16_t *p) {
+#if PK_LANES == 16 && defined(__AVX512F__)  // compilers make two halves of the conversion
+  return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u *)p)), 16);
+#elif PK_LANES == 8 && defined(__AVX2__)
+  return (V)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i_u *)p)), 16);
+#else
   H half;
   memcpy(&half, p, sizeof half);
   return as_float(__builtin_convertvector(half, U) << 16);
+#endif
 }
 PK_INLINE float get(const float *p) { return *p; }
 PK_INLINE float get(const uint16_t *p) { return widen(*p); }
