@@ -14,50 +14,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count as counter
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from penstock.errors import CompositionError
 from penstock.memory.archive_layout import Layout, Rows
-from penstock.memory.block_index import CENTRES, BlockIndex, Run, number
+from penstock.memory.archive_sizes import Sizes
+from penstock.memory.block_index import CENTRES, BlockIndex, number
 from penstock.memory.entries import Entries
 from penstock.memory.parts import Place
 from penstock.memory.retrieval import Selector, shares
 from penstock.memory.tiers import BlockStore
 
-_RUN = 16384  # entries in a run, where main memory allows it
-_LEAST = 16  # blocks in a run
-_SHARE = 4  # of an archive's main memory, one part in so many is for the summaries of the open run
 _LOOK = 4  # blocks that are looked at for one that a question reads
 _GLANCE = 2  # and for one that is read for a unit while reading
 _JOIN = 8  # runs are joined up to this part of the capacity
 _SERIAL = counter()
-
-
-class Sizes(NamedTuple):
-    """What an archive takes of main memory."""
-
-    row: int  # bytes of a row of its store
-    each: int  # rows per block
-    summary: int  # bytes of a block's summary
-    listed: int  # bytes of a block in the index
-
-    def fixed(self, run: int, centres: int) -> int:
-        """Bytes of what does not grow: summaries and codes of an open run, centres, and lists of a run to come."""
-        return run * (self.summary + 2 * self.listed) + centres
-
-    @property
-    def least(self) -> int:
-        """Bytes with which an archive is worth something."""
-        return _LEAST * (_SHARE * (self.summary + 3 * self.listed) + 2 * self.row * self.each)
-
-    def run(self, share: int, block: int) -> int:
-        """Blocks of a run, a power of two."""
-        most = min(max(_LEAST, _RUN // block), max(1, share // _SHARE // self.summary))
-        return max(_LEAST, 1 << most.bit_length() - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,14 +284,7 @@ class Archived:
             out["table"] = self.table
         if self.store is None:
             return out
-        out |= {"summary": torch.cat(self.summary.parts), "codes": torch.cat(self.codes.parts)}
-        if self.index.centres is not None:
-            runs = self.index.runs
-            out["centres"] = self.index.book
-            out["bounds"] = torch.tensor([[run.first, run.last, len(run.blocks)] for run in runs]).view(-1, 3)
-            if runs:
-                out["starts"] = torch.from_numpy(np.stack([run.starts for run in runs]))
-                out["lists"] = torch.from_numpy(np.concatenate([run.blocks for run in runs]).view(np.int16))
+        out |= {"summary": torch.cat(self.summary.parts), "codes": torch.cat(self.codes.parts), **self.index.save()}
         ids = torch.arange(self.oldest * self._each, self.count * self._each)
         if len(ids):
             out["blocks"], out["present"] = self.store.fetch(ids)
@@ -331,9 +298,8 @@ class Archived:
             if not count:
                 return out
             out = out._opened(run)
-            index = _index(saved)
             out = replace(
-                out, count=count, index=index, summary=out.summary.append(saved["summary"]),
+                out, count=count, index=BlockIndex.load(saved), summary=out.summary.append(saved["summary"]),
                 codes=out.codes.append(saved["codes"]),
             )  # fmt: skip
             store = out.store
@@ -350,18 +316,6 @@ class Archived:
             ) from None
 
 
-def _index(saved: Mapping[str, Tensor]) -> BlockIndex:
-    """The saved index."""
-    if "centres" not in saved:
-        return BlockIndex()
-    runs, at = [], 0
-    for i, (first, last, size) in enumerate(saved["bounds"].tolist()):
-        blocks = saved["lists"][at : at + size].numpy().view(np.uint16)
-        runs.append(Run.made(first, last, blocks, saved["starts"][i].numpy()))
-        at += size
-    return BlockIndex.made(saved["centres"], tuple(runs))
-
-
 def _head(entries: Entries, head: int) -> Entries:
     return Entries(**{name: t[head : head + 1] for name, t in entries.columns().items()}, turned=entries.turned)
 
@@ -374,4 +328,4 @@ def _offsets(parts: tuple[Tensor, ...]) -> list[tuple[int, Tensor]]:
     return out
 
 
-__all__ = ["Archived", "Sizes"]
+__all__ = ["Archived"]

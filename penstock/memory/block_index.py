@@ -13,6 +13,7 @@ grows, and those of blocks that were dropped are let go.  What a search costs de
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -58,6 +59,14 @@ class Run:
     def __len__(self) -> int:
         return self.last - self.first
 
+    def worth(self, lists: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float64]:
+        """[blocks] what the lists that a block stands in are worth together."""
+        starts = self.starts[lists]
+        sizes = self.starts[lists + 1] - starts
+        before = np.cumsum(sizes) - sizes
+        where = np.repeat(starts - before, sizes) + np.arange(sizes.sum())
+        return np.bincount(self.blocks[where], np.repeat(weights, sizes), len(self))
+
     def entries(self, first: int) -> NDArray[np.uint32]:
         """As `of` takes them, counted from another first block."""
         lists = np.arange(len(self.starts) - 1, dtype=np.uint32).repeat(np.diff(self.starts))
@@ -89,11 +98,6 @@ class BlockIndex:
             size = torch.zeros(centres.shape[:2]).scatter_add_(1, near, torch.ones(near.shape))[..., None]
             centres = torch.where(size > 0, total / size.clamp(min=1), centres)
         return BlockIndex(Buffer(centres))
-
-    @staticmethod
-    def made(centres: Tensor, runs: tuple[Run, ...]) -> BlockIndex:
-        """Of its parts."""
-        return BlockIndex(Buffer(centres))._of(runs)
 
     @property
     def book(self) -> Tensor:
@@ -150,14 +154,9 @@ class BlockIndex:
         if end - begin <= most:
             return torch.arange(begin, end)
         lists, weights = self._lists(query)
-        found = np.zeros(end - runs[0].first, dtype=np.float32)
-        found[max(0, end - runs[0].first - most) :] = 1e-30
-        at = 0
-        for run in runs:
-            part = found[at : at + len(run)]
-            for start, stop, weight in zip(run.starts[lists].tolist(), run.starts[lists + 1].tolist(), weights):
-                part[run.blocks[start:stop]] += weight
-            at += len(run)
+        found = np.concatenate([run.worth(lists, weights) for run in runs])
+        last = found[-most:]
+        last[last == 0] = 1e-30
         if oldest > runs[0].first:
             found[: oldest - runs[0].first] = 0
         some = np.flatnonzero(found)
@@ -165,7 +164,7 @@ class BlockIndex:
             some = np.sort(some[np.argpartition(found[some], -most)[-most:]])
         return torch.from_numpy(some) + runs[0].first
 
-    def _lists(self, query: Tensor) -> tuple[NDArray[np.int64], list[float]]:
+    def _lists(self, query: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The lists to look into, and how much a block in each is worth: the largest share that some query gives it."""
         assert self.sizes is not None
         scores = query.flatten(1, 2) @ self.book.mT  # [H, n, K]
@@ -177,7 +176,31 @@ class BlockIndex:
         best = worth.topk(min(_LISTS, len(worth)))
         kept = best.values > 0
         lists: NDArray[np.int64] = best.indices[kept].numpy()
-        return lists, best.values[kept].tolist()
+        weights: NDArray[np.float32] = best.values[kept].numpy()
+        return lists, weights
+
+    def save(self) -> dict[str, Tensor]:
+        """All of it as tensors."""
+        if self.centres is None:
+            return {}
+        bounds = torch.tensor([[run.first, run.last, len(run.blocks)] for run in self.runs]).view(-1, 3)
+        out = {"centres": self.book, "bounds": bounds}
+        if self.runs:
+            out["starts"] = torch.from_numpy(np.stack([run.starts for run in self.runs]))
+            out["lists"] = torch.from_numpy(np.concatenate([run.blocks for run in self.runs]).view(np.int16))
+        return out
+
+    @staticmethod
+    def load(saved: Mapping[str, Tensor]) -> BlockIndex:
+        """The inverse; other names may be there."""
+        if "centres" not in saved:
+            return BlockIndex()
+        runs, at = [], 0
+        for i, (first, last, size) in enumerate(saved["bounds"].tolist()):
+            blocks = saved["lists"][at : at + size].numpy().view(np.uint16)
+            runs.append(Run.made(first, last, blocks, saved["starts"][i].numpy()))
+            at += size
+        return BlockIndex(Buffer(saved["centres"]))._of(tuple(runs))
 
     @property
     def buffers(self) -> tuple[Any, ...]:

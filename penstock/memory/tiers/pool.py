@@ -9,42 +9,23 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 
 from penstock.errors import BudgetError, CompositionError, MemoryStateError
-from penstock.memory.tiers import records
-from penstock.memory.tiers.disk import Files, slot_bytes
+from penstock.memory.tiers.disk import Files
 from penstock.memory.tiers.folder import Folder
 from penstock.memory.tiers.journal import Journal, TierEvent
 from penstock.memory.tiers.reader import Reader
+from penstock.memory.tiers.shares import Line, divide, refuse
 from penstock.memory.tiers.shelf import Shelf
 from penstock.memory.tiers.shrink import shrink
 from penstock.memory.tiers.store import BlockStore
 from penstock.memory.tiers.table import Table
 
-_FIRST = 16  # rows of tables that are there from the first block on
-_TABLES = 0.75  # of the main memory that is left, for tables, where blocks can be on a disk
-
-
-class Line(NamedTuple):
-    """What the blocks of a store take of main memory."""
-
-    row: int  # bytes of one block
-    beside: int = 0  # bytes of tables per block, of the caller
-    fixed: int = 0  # bytes of tables that do not grow, of the caller
-
-    @property
-    def table(self) -> float:
-        """Bytes of all tables per block, those of the tiers included; 0 where the caller has none and counts none."""
-        return self.beside + records.GROWN if self.beside or self.fixed else 0.0
-
-    @property
-    def least(self) -> int:
-        """Bytes for one block."""
-        return self.row + self.fixed + round(_FIRST * self.beside)
+_ATTEMPTS = 16  # to find shares that tables leave
 
 
 class Pool:
@@ -188,8 +169,11 @@ class Pool:
         """Count buffers (with a tensor `data`) as main memory for as long as anybody refers to them."""
         with self.lock:
             self._tables.update((id(table), table) for table in tables)
-            over, step = max(0, self.table_bytes - self._planned), self.ram // 64 + 1
-            if not self._over - 4 * step <= over <= self._over:
+            step = self.ram // 64 + 1
+            for attempt in range(_ATTEMPTS):  # with fewer blocks there is room for fewer tables
+                over = max(0, self.table_bytes - self._planned)
+                if over <= self._over and (attempt or over >= self._over - 4 * step):
+                    break
                 self._over = -(-over // step) * step
                 self.share(strict=False)
         self.journal.deliver()
@@ -271,32 +255,15 @@ class Pool:
         lines: dict[int, list[Line]] = {size: [] for size in self._shelves}
         for line in self._lines.values():
             lines[line.row].append(line)
-        slots = {size: slot_bytes(size) for size in lines}
-        need = sum(line.least for line in self._lines.values())
-        need_disk = sum(slots[line.row] for line in self._lines.values())
-        if strict and (need > self.ram or 0 < self.disk < need_disk):
-            tier, has, least = ("RAM", self.ram, need) if need > self.ram else ("disk", self.disk, need_disk)
-            raise BudgetError(f"the {tier} tier has {has} bytes and one block per store takes {least}: give it more.")
+        if strict:
+            refuse(lines, self.ram, self.disk)
         while any(shelf.loading for shelf in self._shelves.values()):
             self.lock.wait()
-        self._planned = 0
-        for size, shelf in self._shelves.items():
-            mine = lines[size]
-            shelf.lines = max(1, len(mine))
-            part = sum(line.least for line in mine) / max(1, need)
-            shelf.disk_limit = self.disk * slots[size] * len(mine) // max(1, need_disk)
-            table = max((line.table for line in mine), default=0)
-            fixed = sum(line.fixed for line in mine)
-            room = max(0, int((self.ram - self._over) * part) - fixed)
-            if self.folder is None:
-                shelf.most = int(room // (size + table))
-                shelf.ram_limit = max(shelf.lines, shelf.most) * size
-            else:
-                shelf.most = max(
-                    shelf.lines, min(shelf.disk_limit // slots[size], int(_TABLES * room / max(table, 1e-9)))
-                )
-                shelf.ram_limit = max(size, int(room - table * shelf.most))
-            self._planned += fixed + int(table * shelf.most)
+        shares = divide(lines, self.ram - self._over, self.disk, self.folder is not None)
+        self._planned = sum(share.tables for share in shares.values())
+        for size, share in shares.items():
+            shelf = self._shelves[size]
+            shelf.lines, shelf.most, shelf.ram_limit, shelf.disk_limit = share[:4]
         for shelf in self._shelves.values():
             shrink(shelf)
             if self.durable:  # blocks whose file went to another shelf
