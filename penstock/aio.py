@@ -65,9 +65,9 @@ class AsyncReply:
 
     async def __anext__(self) -> str:
         try:
-            if self._answer is None:
-                self._answer = await asyncio.shield(self._begun)
-            return await anext(self._answer)
+            answer = self._answer or await asyncio.shield(self._begun)
+            self._answer = answer
+            return await anext(answer)
         except asyncio.CancelledError:
             await self.cancel()
             raise
@@ -79,10 +79,11 @@ class AsyncReply:
     async def cancel(self) -> None:
         """End it where it is."""
         try:
-            self._answer = await asyncio.shield(self._begun)
+            answer = await asyncio.shield(self._begun)
         except Exception:
             return  # it never began, which its reader is told
-        self._answer.cancel()
+        self._answer = answer
+        answer.cancel()
 
     async def __aenter__(self) -> Self:
         return self

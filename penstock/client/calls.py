@@ -98,7 +98,7 @@ def ask_call(
     return Call("POST", path_of(id, "/ask"), {**body, "stream": True, "stream_options": {"include_usage": True}})
 
 
-def encoded(part: str | bytes) -> bytes:
+def encoded(part: str | bytes | bytearray | memoryview) -> bytes:
     """Text as it travels; raises InputError for what is not text."""
     if isinstance(part, str):
         try:
