@@ -4,6 +4,7 @@ A line of the file is one token and, behind it, what it may do:
 
     sk-Zk3v...                                   a token; its owner is a hash of it
     sk-9fQw...  name=alice requests=600          at most 600 requests a minute
+    sk-b7Xy...  sessions=20                      at most 20 sessions at once
     # a comment
 
 Sessions belong to the name of the token that made them.
@@ -26,6 +27,7 @@ from penstock.serve.refusal import Refusal
 OPEN = frozenset({"/", "/console", "/health"})  # need no token
 OPEN_BELOW = "/console/"  # the files of the page
 _KNOWN = 10_000  # callers whose rate is remembered
+_COUNT = re.compile(r"[1-9]\d{0,8}")
 _IN_PROTOCOL = "openai-insecure-api-key."
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -36,6 +38,7 @@ class Caller:
 
     name: str = ""
     requests: int | None = None  # a minute
+    sessions: int | None = None  # at once
 
 
 class Bucket:
@@ -85,13 +88,15 @@ def callers_of(lines: Iterable[str], where: str) -> dict[bytes, Caller]:
             continue
         key = _hash(token)
         values = dict(setting.partition("=")[::2] for setting in settings)
-        rate = values.pop("requests", None)
+        rate, share = values.pop("requests", None), values.pop("sessions", None)
         name = values.pop("name", key.hex()[:16])
-        if values or not name or (rate is not None and not re.fullmatch(r"[1-9]\d{0,8}", rate)):
-            raise InputError(f"line {number} of {where} is not understood: write TOKEN [name=NAME] [requests=N].")
+        if values or not name or not all(_COUNT.fullmatch(given) for given in (rate, share) if given is not None):
+            raise InputError(
+                f"line {number} of {where} is not understood: write TOKEN [name=NAME] [requests=N] [sessions=N]."
+            )
         if key in found:
             raise InputError(f"line {number} of {where} has a token for the second time: leave one out.")
-        found[key] = Caller(name, None if rate is None else int(rate))
+        found[key] = Caller(name, None if rate is None else int(rate), None if share is None else int(share))
     return found
 
 

@@ -143,6 +143,8 @@ def create_app(
     """The application on a running engine; sessions of earlier runs are found in `state` here."""
     limits = limits or Limits()
     house = House(engine, model, state, limits.sessions)
+    if access is not None and access.tokens is not None:
+        house.allowed = {c.name: c.sessions for c in access.tokens.values() if c.sessions is not None}
     server = Server(engine, model, house, access or Access(), Metrics(house), limits)
 
     @asynccontextmanager

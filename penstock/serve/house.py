@@ -30,7 +30,8 @@ class House:
         self.lost: dict[str, str] = {}  # folders that could not be understood, and why
         self.is_draining = False
         self._lock = threading.Lock()
-        self._making: set[str] = set()
+        self._making: dict[str, str] = {}  # id: owner
+        self.allowed: dict[str, int] = {}  # sessions that an owner may have, where that is bounded
         self._wakers = ThreadPoolExecutor(2, thread_name_prefix="penstock-wake")
         self.root: Path | None = None
         self._key: int | None = None
@@ -101,7 +102,7 @@ class House:
 
     def create(self, id: str | None, owner: str, is_kept: bool = True) -> Hosted:
         """A new session; one that is not kept ends with the server, or with its connection."""
-        with self._named(id) as name:
+        with self._named(id, owner) as name:
             created = time.time()
             tally = Tally(self.model.tokenizer)
             folder = None
@@ -117,7 +118,7 @@ class House:
 
     def fork(self, origin: Hosted, id: str | None) -> Hosted:
         """A second session with the same past, of the same owner."""
-        with self._named(id) as name, origin.lock:
+        with self._named(id, origin.owner) as name, origin.lock:
             origin._check_settled()
             created = time.time()
             tally = Tally(self.model.tokenizer, origin.tally.state_dict())
@@ -141,7 +142,7 @@ class House:
         }  # fmt: skip
 
     @contextlib.contextmanager
-    def _named(self, id: str | None) -> Any:
+    def _named(self, id: str | None, owner: str) -> Any:
         """Reserve an id while its session is made."""
         name = id or f"s-{secrets.token_hex(8)}"
         with self._lock:
@@ -149,12 +150,22 @@ class House:
                 raise Refusal(f"there is a session {name} already: choose another id.", 409, param="id", code="exists")
             if len(self.sessions) + len(self._making) >= self.most:
                 raise Refusal(f"there are {self.most} sessions already: delete one first.", 429, code="sessions")
-            self._making.add(name)
+            self._check_share(owner)
+            self._making[name] = owner
         try:
             yield name
         finally:
             with self._lock:
-                self._making.discard(name)
+                self._making.pop(name, None)
+
+    def _check_share(self, owner: str) -> None:
+        """Whether an owner may have one more session; the lock is held."""
+        allowed = self.allowed.get(owner)
+        if allowed is None:
+            return
+        has = sum(hosted.owner == owner for hosted in self.sessions.values())
+        if has + sum(each == owner for each in self._making.values()) >= allowed:
+            raise Refusal(f"this token may have {allowed} sessions: delete one first.", 429, code="sessions")
 
     def _admitted(self, hosted: Hosted) -> Hosted:
         with self._lock:
