@@ -6,13 +6,16 @@ text, with a little noise so that no two are equal, are sealed one after the oth
 the disk and listed in its index; then the stream's counter is moved.  At each length the model reads on, step by step,
 and forks are asked about the text just read.
 
-One process per method, so that resident sets are its own.  The last line is one JSON document.
+Beside the time on the clock stands the processor time of the same step, which other work on the machine hardly changes
+(it leaves out waiting for the disk).  One process per method, so that resident sets are its own.  The last line is one
+JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,11 +33,38 @@ from bench.peers.protocol import resident_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("infllm", "rekv", "lserve", "double-sparsity")
-CHUNK, STEPS, LEAD, QUESTIONS, ANSWERED = 64, 128, 16, 12, 8
+CHUNK, STEPS, LEAD, QUESTIONS, ANSWERED = 64, 96, 8, 12, 8
 REAL = 12_000  # tokens that the model reads at first
 PIECE = 1024  # tokens sealed at once by the filling
 LENGTHS = (1_000, 10_000, 100_000, 1_000_000)
 GOAL = 1.3
+
+
+class Took(NamedTuple):
+    """Seconds."""
+
+    wall: float
+    cpu: float
+
+    @staticmethod
+    def now() -> Took:
+        return Took(time.perf_counter(), time.process_time())
+
+    @staticmethod
+    def since(began: Took) -> Took:
+        now = Took.now()
+        return Took(now.wall - began.wall, now.cpu - began.cpu)
+
+
+def spread(found: list[Took]) -> dict[str, float]:
+    """Milliseconds: on the clock, and of the processor."""
+    walls, cpus = zip(*found)
+    return {
+        "p50": 1e3 * measure.quantile(walls, 0.5),
+        "p99": 1e3 * measure.quantile(walls, 0.99),
+        "cpu": 1e3 * measure.quantile(cpus, 0.5),
+        "cpu_mean": 1e3 * statistics.fmean(cpus),
+    }
 
 
 class Growing:
@@ -58,17 +88,17 @@ class Growing:
         """Tokens of the stream."""
         return self.memory.length()
 
-    def read(self, tokens: int) -> list[float]:
-        """Read on in the text; seconds of each step."""
-        seconds = []
+    def read(self, tokens: int) -> list[Took]:
+        """Read on in the text; what each step took."""
+        steps = []
         for first in range(self.at, self.at + tokens, CHUNK):
             ids = self.stream.ids[first : min(first + CHUNK, self.at + tokens)]
-            began = time.perf_counter()
+            began = Took.now()
             self.session.ingest(ids)
-            seconds.append(time.perf_counter() - began)
+            steps.append(Took.since(began))
             self.look()
         self.at += tokens
-        return seconds
+        return steps
 
     def look(self) -> None:
         """Keep the peaks."""
@@ -115,23 +145,23 @@ class Growing:
             place=None if some.place is None else moved,
         )  # fmt: skip
 
-    def ask(self) -> tuple[list[float], list[float]]:
-        """Seconds to the first token of an answer, and of each later one; on forks."""
+    def ask(self) -> tuple[list[Took], list[Took]]:
+        """What the first token of an answer took, and each later one; on forks."""
         from penstock.core import Phase
 
         first, later = [], []
         known = [fact for fact in self.stream.facts if fact.end < self.at]
         for fact in known[:: max(1, len(known) // QUESTIONS)][:QUESTIONS]:
             fork = self.session.fork()
-            began = time.perf_counter()
+            began = Took.now()
             fork.ingest(fact.question, Phase.ASK)
             token = int(fork.logits.argmax())
-            first.append(time.perf_counter() - began)
+            first.append(Took.since(began))
             for _ in range(ANSWERED):
-                began = time.perf_counter()
+                began = Took.now()
                 fork.ingest([token], Phase.ANSWER)
                 token = int(fork.logits.argmax())
-                later.append(time.perf_counter() - began)
+                later.append(Took.since(began))
             self.look()
             fork.runner.close()
         return first, later
@@ -160,9 +190,9 @@ def run(memory: str, budget: int, lengths: tuple[int, ...]) -> list[dict[str, An
         rows.append(
             {
                 "length": growing.length,
-                "step_ms": {"p50": 1e3 * measure.quantile(steps, 0.5), "p99": 1e3 * measure.quantile(steps, 0.99)},
-                "first_token_ms": 1e3 * measure.quantile(first, 0.5),
-                "answer_ms": 1e3 * measure.quantile(later, 0.5),
+                "step_ms": spread(steps),
+                "first_token_ms": spread(first),
+                "answer_ms": spread(later),
                 "device": growing.memory.nbytes,
                 "ram": growing.memory.ram_bytes,
                 "ram_peak": growing.ram,
@@ -183,12 +213,8 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float] | None:
     if base is None or base is rows[-1]:
         return None
     last = rows[-1]
-    return {
-        "step_p50": last["step_ms"]["p50"] / base["step_ms"]["p50"],
-        "step_p99": last["step_ms"]["p99"] / base["step_ms"]["p99"],
-        "first_token": last["first_token_ms"] / base["first_token_ms"],
-        "answer": last["answer_ms"] / base["answer_ms"],
-    }
+    names = {"step": "step_ms", "first token": "first_token_ms", "answer": "answer_ms"}
+    return {f"{name} {key}": last[at][key] / base[at][key] for name, at in names.items() for key in ("p50", "cpu")}
 
 
 def show(document: dict[str, Any]) -> None:
@@ -196,13 +222,14 @@ def show(document: dict[str, Any]) -> None:
     report.say(document["question"])
     ram, disk = document["limits"]["ram"], document["limits"]["disk"]
     report.say(f"budget {document['budget']} entries, ram={ram}, disk={disk}, steps of {CHUNK} tokens")
-    heads = ["tokens", "step p50", "p99", "first token", "answer", "device", "RAM", "peak", "disk", "resident"]
+    heads = ["tokens", "step p50", "p99", "cpu", "first token", "cpu", "answer", "cpu"]
+    heads += ["device", "RAM", "peak", "disk", "resident"]
     for name, rows in document["rows"].items():
         report.say(f"\n{name} (ms; MiB)")
         lines = [
             [
-                f"{row['length']:,}", f"{row['step_ms']['p50']:.1f}", f"{row['step_ms']['p99']:.1f}",
-                f"{row['first_token_ms']:.1f}", f"{row['answer_ms']:.1f}",
+                f"{row['length']:,}", *[f"{row['step_ms'][k]:.1f}" for k in ("p50", "p99", "cpu")],
+                *[f"{row[k][m]:.1f}" for k in ("first_token_ms", "answer_ms") for m in ("p50", "cpu")],
                 *[f"{row[k] / (1 << 20):.1f}" for k in ("device", "ram", "ram_peak", "disk", "resident")],
             ]
             for row in rows
@@ -223,7 +250,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
         at, color = [row["length"] for row in rows], f"C{i}"
         axes[0].plot(at, [row["step_ms"]["p50"] for row in rows], color=color, label=name, marker="o")
         axes[0].plot(at, [row["step_ms"]["p99"] for row in rows], color=color, linestyle=":")
-        axes[1].plot(at, [row["first_token_ms"] for row in rows], color=color, label=name, marker="o")
+        axes[1].plot(at, [row["first_token_ms"]["p50"] for row in rows], color=color, label=name, marker="o")
         for key, style in (("device", ":"), ("ram", "-"), ("disk", "--")):
             axes[2].plot(at, [max(1, row[key]) / (1 << 20) for row in rows], style, color=color)
     axes[2].plot([], [], "k:", label="device")
@@ -249,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ram", default="256MiB")
     parser.add_argument("--disk", default="4GiB")
     parser.add_argument("--folder", type=Path, default=None, help="where the disk tier is made (default: a new one)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=Path, action="append", help="documents of earlier runs whose rows are shown too")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--plot", type=Path, default=Path("runs/bench/archive_growth.png"))
