@@ -18,7 +18,8 @@ class Cascade:
     `positions` is one of POLICIES.  Sinks come first.  With `unit` 1 a cascade of sinks and windows (or of everything)
     moves token by token; all others change where a unit of that many tokens ends, and until then the unit's own entries
     wait in a tail, in front of the first segment.  `blind` lists pairs (kind of the query, kind of the key) that do not
-    see each other; `apart` counts the positions of what is written (answers) apart from those of what is read.
+    see each other; `apart` counts the positions of what is written (answers) apart from those of what is read, from
+    `gap` on.
     """
 
     segments: tuple[Part, ...]
@@ -26,6 +27,7 @@ class Cascade:
     unit: int = 1
     blind: tuple[tuple[int, int], ...] = ()
     apart: bool = False
+    gap: int = 0
 
     def __post_init__(self) -> None:
         if self.positions not in POLICIES:

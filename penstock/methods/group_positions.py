@@ -1,7 +1,7 @@
 """group-positions: what is read and what is written count positions apart, and reading never sees writing.
 
 arXiv:2505.16983
-Differs from the paper: a window on each side and sinks on the reading one; both counters begin at 0.
+Differs from the paper: a window on each side and sinks on the reading one; both counters begin at 0 (or `gap`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class GroupPositions(Method):
     kind ANSWER) see the source read so far and the target.  The first `sinks` source tokens stay, and windows hold the
     newest of each side; `target` is the target's share of the budget.  `positions`: `clamped` stops the distance of the
     sinks, `stream` lets it grow.  The counters drift apart as fast as the stream is read and written at unequal rates.
-    Memory changes every `unit` tokens.  Every layer must read everything.
+    `gap` is the first position of what is written: 0 is the group-decoupled scheme of Speak While Watching, its
+    gap-isolated one has 10000.  Memory changes every `unit` tokens.  Every layer must read everything.
     """
 
     name: ClassVar[str] = "group-positions"
@@ -61,6 +62,7 @@ class GroupPositions(Method):
     target: float = 0.4
     positions: Literal["clamped", "stream"] = "clamped"
     unit: int = 8
+    gap: int = 0
 
     def lossless(self) -> GroupPositions:
         """All of the budget for the source."""
@@ -70,8 +72,8 @@ class GroupPositions(Method):
         """(source window, target window) of a budget."""
         if budget is None:
             raise BudgetError("group-positions needs a budget: give entries (4096) or bytes (64MiB).")
-        if not 0 <= self.target < 1 or self.unit < 1:
-            raise UsageError("group-positions needs a target share from 0 to below 1, and a unit of 1 or more.")
+        if not 0 <= self.target < 1 or self.unit < 1 or self.gap < 0:
+            raise UsageError("group-positions needs a target share from 0 to below 1, a unit from 1 and a gap from 0.")
         room = budget - self.unit - self.sinks
         target = int(self.target * max(0, room))
         if room - target < 1 or (self.target and not target):
@@ -85,7 +87,7 @@ class GroupPositions(Method):
         source, target = self.sizes(budget)
         routes = ((_SOURCE, (Sinks(self.sinks), Window(source))), ((_TARGET,), (FrameWindow(target),)))
         blind = tuple((kind, _TARGET) for kind in _SOURCE)
-        return Cascade((Sides(routes),), self.positions, self.unit, blind, apart=True)
+        return Cascade((Sides(routes),), self.positions, self.unit, blind, apart=True, gap=self.gap)
 
     def cascades(self, geometry: Geometry, budget: int | None) -> tuple[Placement, ...]:
         """The same everywhere: layers with a window of their own are refused where the memory is made."""
