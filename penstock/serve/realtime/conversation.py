@@ -74,6 +74,7 @@ class Conversation:
                 raise
             yield from self._put_anew(0, NOTHING, [*self.items.all[:at], *items])
         self.items.all[at:] = items
+        self.items.trim()
 
     def _put_anew(self, to: int, state: str, items: Sequence[Item]) -> Flow:
         script = Script(self.turns, state)
@@ -152,7 +153,7 @@ class Conversation:
             if room < 0 and kept:
                 break
             kept.insert(0, item)
-        if kept and kept[0].start == 0:
+        if not kept or kept[0].start == 0:
             return
         told, self._told = self._told, None
         new = [*self.prelude(instructions), *kept]
@@ -166,6 +167,7 @@ class Conversation:
                 item.start = item.end = None
         old = [item for item in self.items.all if item.start is None and not item.is_hidden]
         self.items.all[:] = [*old, *new]
+        self.items.trim()
 
     def usage(self) -> tuple[int, int]:
         """Tokens that an answer reads, and how many of them were read for an earlier one."""

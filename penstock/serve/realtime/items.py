@@ -133,8 +133,12 @@ class Items:
         return next((item.id for item in reversed(self.all[:index]) if not item.is_hidden), None)
 
     def insert(self, index: int, item: Item) -> None:
-        """Put an item at a place; forgets the oldest ones beyond the bounds."""
+        """Put an item at a place."""
         self.all.insert(index, item)
+        self.trim()
+
+    def trim(self) -> None:
+        """Forget the oldest items beyond the bounds."""
         text = sum(len(each.text) for each in self.all)
         while len(self.all) > 1 and (len(self.all) > self.most_items or text > self.most_text):
             text -= len(self.all.pop(0).text)
