@@ -13,6 +13,7 @@ from penstock.cli.interrupts import Interrupts
 from penstock.cli.options import DEFAULT_MEMORY
 from penstock.cli.output import ClosedOutput, Output
 from penstock.cli.summary import ResidentSet
+from penstock.cli.threads import Threads
 from penstock.cli.watch_views import Reporter, reporter_for, summary, summary_table
 from penstock.core import Budget, Clock, RealClock, SimulatedClock
 from penstock.errors import UsageError
@@ -30,6 +31,14 @@ from penstock.watch.opening import Sight, open_sight
 
 WORLD = "world:shapes"
 WORLD_SECONDS = 120.0  # of a generated video, without --frames or --seconds
+OVERSIZE = 2  # pictures are scaled down while they are decoded to so many times what the model reads
+TOUR_ASKS = (
+    "How many things are there?@30",
+    "What is northwest?@60",
+    "What is southeast?@90",
+    "How many things are there?",
+)
+TOUR_TELL = "Tell me what comes."
 RATE = 2.0  # frames per second that are looked at, without --rate
 
 
@@ -98,7 +107,16 @@ class WatchOptions(Common):
 
     @property
     def questions(self) -> list[Question]:
-        return [parse_question(text, i) for i, text in enumerate(self.ask or ())]
+        return [parse_question(text, i) for i, text in enumerate(TOUR_ASKS if self.is_tour else self.ask or ())]
+
+    @property
+    def requests(self) -> list[str]:
+        return [request_of(text) for text in ([TOUR_TELL] if self.is_tour else self.tell_me_when or ())]
+
+    @property
+    def is_tour(self) -> bool:
+        """The watch without arguments: the tiny model is asked what it was trained to answer."""
+        return all(value is None for value in (self.source, self.model, self.ask, self.tell_me_when))
 
     @property
     def reducers(self) -> Chain:
@@ -137,6 +155,8 @@ def watch(options: WatchOptions) -> None:
             options.model, options.memory, options.budget, device=options.device, dtype=options.dtype,
             rate=rate or source.rate,
         )  # fmt: skip
+        if sight.side is not None and getattr(source, "longest", None):
+            source.longest = min(source.longest, OVERSIZE * sight.side)  # type: ignore[attr-defined]
         _run(options, out, source, sight, captions, native)
     finally:
         source.close()
@@ -150,14 +170,15 @@ def _run(
     sight.check(options.reducers)
     pipeline = Pipeline(source, sight.eyes, options.reducers, clock, policy=policy, native=native)
     trigger = options.chosen_trigger or sight.default_trigger
-    requests = Requests([request_of(text) for text in options.tell_me_when or ()], trigger, sight.reader)
-    resident, closed = ResidentSet(), False
+    requests = Requests(options.requests, trigger, sight.reader)
+    resident, threads = ResidentSet(), Threads()
     with Interrupts() as interrupts, reporter_for(out) as reporter:
         watcher = Watch(
             pipeline, sight.eyes, sight.reader, requests, Agenda(options.questions), captions, options.limits,
-            emit=reporter.event, stopped=lambda: interrupts.flagged,
+            emit=reporter.event, stopped=lambda: interrupts.flagged, note=threads.note,
         )  # fmt: skip
         closed = _through(watcher, reporter, resident)
+    threads.restore()
     facts = summary(watcher, sight, options, resident)
     if closed:
         raise ClosedOutput

@@ -1,6 +1,6 @@
 """A queue between two threads that never grows: who is slow makes the other wait, or loses the oldest items.
 
-What was put in was taken out, dropped or is waiting: `check` adds them up.
+What was put in was taken out, dropped, abandoned at the end or is waiting: `check` adds them up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class BoundedQueue(Generic[T]):
     def __init__(self, size: int, policy: Policy = "wait") -> None:
         assert size >= 1, f"a queue of {size}"
         self.size, self.policy = size, policy
-        self.put_count = self.taken_count = self.dropped_count = 0
+        self.put_count = self.taken_count = self.dropped_count = self.abandoned_count = 0
         self.longest = 0
         self._items: deque[tuple[T, bool]] = deque()
         self._ended = self._abandoned = False
@@ -85,12 +85,12 @@ class BoundedQueue(Generic[T]):
         """Nothing more will be taken."""
         with self._changed:
             self._abandoned = self._ended = True
-            self.dropped_count += len(self._items)
+            self.abandoned_count += len(self._items)
             self._items.clear()
             self._changed.notify_all()
 
     def check(self) -> None:
         """Everything that came in is accounted for."""
         with self._changed:
-            out = self.taken_count + self.dropped_count + len(self._items)
-            assert self.put_count == out, f"put {self.put_count}, but taken, dropped and waiting are {out}"
+            out = self.taken_count + self.dropped_count + self.abandoned_count + len(self._items)
+            assert self.put_count == out, f"put {self.put_count}, but taken, dropped, abandoned and waiting are {out}"

@@ -33,6 +33,14 @@ class ModelEyes:
     def unit(self) -> int:
         return self.vision.unit
 
+    @property
+    def side(self) -> int | None:
+        """The longer side in pixels of what the tower reads, if it is the same for pictures of all sizes."""
+        sizes = {
+            self.vision.size or self.vision.family.size(*shape, self.vision.how) for shape in ((99, 500), (900, 700))
+        }
+        return max(sizes.pop()) if len(sizes) == 1 else None
+
     def encode(self, frames: Sequence[Frame]) -> Visual:
         seen = self.vision.encode(frames, self.units)
         self.units += 1

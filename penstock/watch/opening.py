@@ -21,6 +21,7 @@ class Sight:
     name: str
     budget: int | None  # entries
     has_silence: bool = False  # trained to end a turn at once when there is nothing to say
+    side: int | None = None  # pixels: the longer side of what the tower reads, where pictures of all sizes become one
     has_tower_reducers: bool = False  # whether its vision tower can be run layer by layer
 
     @property
@@ -48,4 +49,6 @@ def open_sight(
     loaded = load(VLM if model is None else model, device=device, dtype=dtype)
     vision = Vision(loaded, rate=rate)
     session = Session(loaded, memory, budget, vision=vision)
-    return Sight(ModelEyes(vision, session), session, loaded.name, session.budget, vision.silence is not None)
+    name = "the tiny video-language model" if model is None else loaded.name
+    eyes = ModelEyes(vision, session)
+    return Sight(eyes, session, name, session.budget, vision.silence is not None, eyes.side)

@@ -20,6 +20,7 @@ from penstock.reducers import Chain, Reduced, Visual
 from penstock.reducers.chain import ChainState
 from penstock.watch.eyes import Eyes
 
+_PATIENCE = 10.0  # seconds for a thread to notice that nobody takes what it gives
 WAITING, ENCODED = 8, 4  # frames that may wait: before the vision tower, behind it
 
 
@@ -100,6 +101,9 @@ class Pipeline:
         self.source.close()
         self._raw.abandon()
         self._encoded.abandon()
+        for thread in self._threads:
+            if thread.ident is not None:  # a step of the tower must be over before the interpreter goes
+                thread.join(_PATIENCE)
 
     # -- threads ----------------------------------------------------------------------------------------------------
 

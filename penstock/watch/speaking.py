@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -30,8 +32,8 @@ class Requests:
     """Standing requests on one stream.
 
     With a trigger that reads silence (`silence`), the requests stand in the stream, and the model goes on talking
-    behind a frame when it has something to say.  With any other, each request is asked of a fork when the trigger
-    fires, and told when its answer is positive and was not so, or not the same, the time before.
+    behind a frame when it has something to say.  With any other, each request is asked when the trigger
+    fires, in an aside, and told when its answer is positive and was not so, or not the same, the time before.
     """
 
     def __init__(self, requests: Sequence[str], trigger: Trigger, reader: Reader) -> None:
@@ -77,7 +79,8 @@ class Requests:
 
     def _asked(self, request: str) -> Said | None:
         question = worded(self.reader, request)
-        text = "".join(self.reader.reply(question, remember=False, max_new=MAX_NEW)).strip()
+        with aside(self.reader, len(question) + MAX_NEW):
+            text = "".join(self.reader.reply(question, max_new=MAX_NEW)).strip()
         before, self._before[request] = self._before.get(request), text
         return None if not text or _NOTHING.fullmatch(text) or text == before else Said(text, request)
 
@@ -110,19 +113,27 @@ def request_of(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
+@contextmanager
+def aside(reader: Reader, tokens: int) -> Iterator[None]:
+    """What is read in here, at most about so many tokens, is taken back: a fork without a second memory."""
+    session: Any = reader
+    session.flush()
+    mark = session.mark(max_new=tokens + 64)
+    try:
+        yield
+    finally:
+        session.rollback(mark)
+        session.commit(mark)
+
+
 def perplexity(reader: Reader, ids: Sequence[int]) -> float:
     """Of these tokens as an answer here and now; the session is as before."""
-    session = reader
-    mark = session.mark(max_new=len(ids) + 8)  # type: ignore[attr-defined]
     total = 0.0
-    try:
+    with aside(reader, len(ids)):
         for token in ids:
-            assert session.logits is not None
-            total -= float(torch.log_softmax(session.logits.float(), -1)[token])
-            session.decode(token)  # type: ignore[attr-defined]
-    finally:
-        session.rollback(mark)  # type: ignore[attr-defined]
-        session.commit(mark)  # type: ignore[attr-defined]
+            assert reader.logits is not None
+            total -= float(torch.log_softmax(reader.logits.float(), -1)[token])
+            reader.decode(token)
     return math.exp(min(total / max(1, len(ids)), 700.0))
 
 

@@ -63,6 +63,7 @@ class Watch:
     limits: Limits = field(default_factory=Limits)
     emit: Callable[[Event], None] = lambda event: None
     stopped: Callable[[], bool] = lambda: False  # whether somebody wants it to end
+    note: Callable[[float], None] = lambda seconds: None  # told how long the reading of each unit took
 
     def __post_init__(self) -> None:
         self.counts, self.seconds = Counts(), Seconds()
@@ -148,7 +149,9 @@ class Watch:
             self.reader.flush()
             self.requests.stand()
             at = self.reader.tokens
+            reading = time.perf_counter()
             entered = self.eyes.read(seen.visual, seen.reduced)
+            self.note(time.perf_counter() - reading)
         except PenstockError as error:
             self._error(str(error))
             return

@@ -179,8 +179,8 @@ def test_an_error_of_a_source_ends_the_watch_with_that_error() -> None:
 
 def test_requests_are_told_when_their_answer_turns_positive() -> None:
     seen = sight()
-    answers = iter(["no", "not yet", "yes, it came", "yes, it came", "nothing", "yes"])
-    seen.reader.reply = lambda *_, **__: iter([next(answers, "no")])  # type: ignore[method-assign]
+    speaking_only = iter(["no", "not yet", "yes, it came", "yes, it came", "nothing", "yes"])
+    seen.reader.reply = lambda *_, **__: iter([next(speaking_only, "no")])  # type: ignore[method-assign]
     watch, events = watcher(video(8, 1.0), sight=seen, requests=[request_of("it comes")], trigger="every:seconds=1")
     for _ in watch.run():
         pass
@@ -188,6 +188,24 @@ def test_requests_are_told_when_their_answer_turns_positive() -> None:
     assert said == [(3.0, "yes, it came"), (6.0, "yes")]
     assert next(e.question for e in events if e.kind == "announcement") == "Tell me when it comes."
     assert [e.t for e in events if e.kind == "silence"] == [3.0, 6.0, 7.0]
+
+
+def test_asking_in_an_aside_leaves_the_session_as_it_was() -> None:
+    """Requests are asked of a real session at every frame: what enters the memory is the frames alone."""
+    watch, _ = watcher(
+        video(12, 1.0), requests=[request_of("it comes")], trigger="every:seconds=1", sight=sight(budget=24)
+    )
+    for _ in watch.run():
+        pass
+    plain, _ = watcher(video(12, 1.0), sight=sight(budget=24))
+    for _ in plain.run():
+        pass
+    asked, alone = watch.reader, plain.reader
+    assert watch.requests.checks == 11
+    assert asked.log.digest == alone.log.digest  # type: ignore[attr-defined]
+    assert asked.logits is not None
+    assert alone.logits is not None
+    assert (asked.logits - alone.logits).abs().max() < 1e-4
 
 
 def test_a_model_that_can_be_silent_is_asked_in_the_stream_and_again_when_it_forgot(

@@ -49,9 +49,10 @@ def open_frames(
 def _world(name: str, rate: float | None, seed: int) -> FrameSource:
     if name not in WORLDS:
         raise UnknownName("world", name, WORLDS)
-    from penstock.worlds.shapes import Shapes  # type: ignore[import-not-found,unused-ignore]
+    from penstock.worlds.shapes import Shapes
 
-    return Generated(Shapes(seed=seed), f"the shapes world of seed {seed}", rate=2.0, wanted=rate)
+    rate = 2.0 if rate is None else rate
+    return Generated(Shapes(seed=seed, rate=rate), f"the shapes world of seed {seed}", rate=rate)
 
 
 def _screen(display: str) -> Opening:
