@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from h11 import LocalProtocolError
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -58,6 +59,8 @@ class Guard:
             await self.app(scope, receive, sending)
         except Refusal as refusal:
             await refused(refusal)(scope, receive, sending)
+        except LocalProtocolError:
+            pass  # what the client sent behind its request broke the connection: nobody reads the answer
         finally:
             route = scope.get("route")
             self.server.metrics.requests.labels(getattr(route, "path", "other"), str(status)).inc()

@@ -79,7 +79,7 @@ class Bench:
 
     def put(self, out: Put) -> Placed:
         if out.to is not None:
-            assert self.protocol.active is None
+            assert not self.inside
             assert out.expected == len(self.stream)
             if out.to > 0 and self.window is not None and self.most - out.to > 0 and self.most > self.window:
                 raise Refusal("forgotten", 409, code="not_exact")
