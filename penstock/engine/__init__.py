@@ -14,6 +14,7 @@ What a caller may rely on:
            draft=None, demotion="swap", ...)
     engine.open(id=None, *, lag=None)     EngineSession; an id that exists is refused, one that is None is made up
     engine.resume(path, id=None)          a session from a snapshot (of an engine or of `Session.save`)
+    open_together(engine, prompts)        sessions of prompts (token ids) whose common beginnings are read once
     engine[id], id in engine, engine.ids  sessions that are open
     engine.step()                         one step -> Stepped, falsy when there was nothing to do
     engine.run() / engine.stop()          step in a thread / stop it; `with engine:` does both and closes
@@ -48,6 +49,7 @@ from penstock.engine.drafting import Drafter, Drafting, NGram, SmallModel
 from penstock.engine.engine import Engine
 from penstock.engine.lag import LAG_POLICIES, Lag
 from penstock.engine.policies import POLICIES, PastFuture, Policy
+from penstock.engine.prefixes import open_together
 from penstock.engine.records import Appended, EngineStats, Finish, Place, Status, Stepped
 from penstock.engine.rewriting import Draft
 from penstock.engine.session import EngineSession
@@ -73,4 +75,5 @@ __all__ = [
     "Status",
     "Stepped",
     "Targets",
+    "open_together",
 ]

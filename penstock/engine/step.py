@@ -194,6 +194,7 @@ def _run(engine: Engine, works: list[Work], now: float) -> list[Work]:
     engine.observe(works, seconds)
     for work, at, mine in zip(works, starts, logits.split(counts)):
         work.session.core.stepped(at, work.tokens, mine, seconds * len(work.tokens) / ends[-1])
+        work.session.core._logits = mine[-1].clone()  # its own: a view would keep those of all rows
         if work.guesses and work.session.speaking is not None:
             work.session.speaking.turn.learned(work.tokens[1:], mine[-1 - work.guesses :])
         if work.phase is not Phase.ANSWER:

@@ -84,3 +84,14 @@ def test_forks_without_rows_share_until_they_differ() -> None:
     assert e.check()["ram"] == 2 * one, "three still share, and the two that went on have one row"
     for each in (session, *forks):
         assert_whole(each)
+
+
+def test_a_session_keeps_no_logits_but_its_own() -> None:
+    e = engine(rows=4)
+    sessions = [e.open() for _ in range(4)]
+    for session in sessions:
+        session.append(TEXT[:80])
+    e.drain()
+    for session in sessions:
+        assert session.core.logits is not None
+        assert session.core.logits.untyped_storage().nbytes() == session.core.logits.nbytes
