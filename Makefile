@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint bench docs install clean
+.PHONY: run test lint bench docs install clean native sanitize
 .DEFAULT_GOAL := run
 
 install: .venv/installed
@@ -31,8 +31,18 @@ docs: install  ## rewrite the generated documents
 	$(BIN)/python -m docs.generate
 
 bench: install  ## the figures in docs/benchmarks, about an hour on two idle cores
-	$(BIN)/python -m bench.steady
+	$(BIN)/python -m bench.steady --plot docs/benchmarks/steady.png
 	$(BIN)/python -m bench.endless
 
 clean:
 	rm -rf .venv build *.egg-info
+
+native: install  ## the native step, built again
+	$(BIN)/python setup.py -q build_ext --inplace
+
+sanitize:  ## the native step under the address and undefined-behaviour sanitizers
+	@mkdir -p build
+	g++ -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi -pthread \
+		-Ipenstock/kernels/cpu tests/kernels/sanitized.cpp penstock/kernels/cpu/pool.cpp penstock/kernels/cpu/memory.cpp \
+		penstock/kernels/cpu/model.cpp penstock/kernels/cpu/portable.cpp -o build/sanitized
+	build/sanitized

@@ -1,7 +1,7 @@
 """What does penstock cost? Our own contestant, behind the same protocol as all peers.
 
-The option `path` picks the eager step, the compiled one, or (`auto`) what a session ends up with by itself: both are
-compiled first, and each is used only where it is faster than the eager step. A window is filled by reading tokens, then
+The option `path` picks the step: eager, compiled, native, native with int8 weights, or (`auto`) what a session ends up
+with by itself: the native one where it is built. A window is filled by reading tokens, then
 the counter of the stream is shifted to the far position, which leaves the memory as if every token before had been
 read. The option `memory` names another method, one with an archive; that one reads all the way. Steps go through the
 public session (`decode`, `ingest`), its bookkeeping included; chunks of 256 are read as one step in the

@@ -29,6 +29,8 @@ ENTRANTS = {
     entrant.name: entrant
     for entrant in (
         Entrant("ours", "penstock, streaming-llm, path auto", "ours_worker", options={"path": "auto"}),
+        Entrant("ours-int8", "penstock, native step, int8 weights", "ours_worker", options={"path": "native-int8"}),
+        Entrant("ours-compiled", "penstock, compiled step", "ours_worker", options={"path": "compiled"}),
         Entrant("ours-eager", "penstock, streaming-llm, eager step", "ours_worker", options={"path": "eager"}),
         *(
             Entrant(

@@ -23,9 +23,11 @@ from torch import Tensor
 
 from penstock.core import Phase, Span
 from penstock.errors import BudgetError, CompositionError, UnsupportedModel
+from penstock.kernels import library
 from penstock.memory import Cascade, Heads, Memory, Placement
 from penstock.methods import Method, registry
 from penstock.models.attach import Attached
+from penstock.models.native import NativeSteps, choose
 from penstock.models.probe import attach
 from penstock.models.support import check_supported
 from penstock.testing import tiny_model
@@ -59,6 +61,7 @@ class Case:
     laws: frozenset[str] | None = field(
         default=None, compare=False, kw_only=True
     )  # those to try; None: all that are claimed
+    native: bool = field(default=False, kw_only=True)  # steps are one call of the native library
 
     def tries(self, law: str) -> bool:
         """Whether the law is claimed, and tried on this case."""
@@ -67,7 +70,7 @@ class Case:
     @property
     def id(self) -> str:
         """Readable, and enough to make the case again in another process."""
-        return f"{self.method}@{self.family}"
+        return f"{self.method}@{self.family}" + ("+native" if self.native else "")
 
     @property
     def model(self) -> Attached:
@@ -122,7 +125,7 @@ class Case:
     def lossless(self) -> Case:
         """The case with the method's lossy switch off."""
         off = getattr(self.method, "lossless", None)
-        return self if off is None else Case(off(), self.family)
+        return self if off is None else Case(off(), self.family, native=self.native)
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -130,12 +133,27 @@ class Case:
     def step(self, memory: Memory, packed: dict[int, Tensor], phase: Phase = Phase.INGEST) -> dict[int, Tensor]:
         """One packed step: tokens [N] by row in, logits [N, V] by row out."""
         spans = [Span(row, len(part)) for row, part in packed.items()]
+        if self.native and not memory.naive:
+            return self._natively(memory, packed, spans, phase)
         where = None
         if self.model.geometry.is_absolute:
             starts = [memory.length(row) for row in packed]
             where = torch.cat([torch.arange(s, s + len(part)) for s, part in zip(starts, packed.values())])
         with memory.step(spans, phase) as step:
             logits = self.model.run(torch.cat(list(packed.values())), step, where, "all")
+        assert logits is not None
+        return dict(zip(packed, logits.split([span.count for span in spans])))
+
+    def _natively(
+        self, memory: Memory, packed: dict[int, Tensor], spans: list[Span], phase: Phase
+    ) -> dict[int, Tensor]:
+        steps = memory.__dict__.get("native")
+        if steps is None:
+            found, why = choose(self.model, memory, "native")
+            assert found is not None, why
+            steps = memory.__dict__["native"] = NativeSteps(found, self.model)
+        with memory.step(spans, phase, planned=False):
+            logits = steps.run(spans, torch.cat(list(packed.values())), "all")
         assert logits is not None
         return dict(zip(packed, logits.split([span.count for span in spans])))
 
@@ -198,6 +216,8 @@ def cases() -> Sequence[Case]:
                 tried = None if whole else frozenset({"exact_when_large"})
                 case = Case(method, family, laws=tried)
                 found += [case] if supported(case) else []
+                if simple and family == "llama" and library.library() is not None:
+                    found.append(Case(method, family, native=True))
     return tuple(found)
 
 

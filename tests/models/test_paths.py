@@ -95,6 +95,7 @@ def test_a_step_that_breaks_beside_a_compiler_is_run_again_exactly(monkeypatch: 
 
 
 def test_auto_does_not_use_what_gains_nothing(monkeypatch: Any) -> None:
+    monkeypatch.setattr(paths, "choose", lambda *given: (None, "it is left out here"))
     one = session("auto")
 
     def built(self: paths.Compiled, *args: Any) -> None:
