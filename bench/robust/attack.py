@@ -19,7 +19,7 @@ from bench.robust.cases import Case, Cases
 from penstock.models.load import Model
 from penstock.session import Session
 
-PATIENCE = 3.0  # seconds that a case waits for an answer
+PATIENCE = 0.3  # seconds that a case waits for an answer
 LINE = "line {} of a session that must not notice\n"
 
 
