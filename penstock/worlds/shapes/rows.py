@@ -309,4 +309,4 @@ def batch_of(rows: list[Row]) -> Batch:
     )
 
 
-__all__ = ["KINDS", "SHAPES", "Batch", "Row", "RowMaker", "batch_of"]
+__all__ = ["KINDS", "NOW", "PAST", "Batch", "Row", "RowMaker", "batch_of"]
