@@ -22,6 +22,8 @@ def declared(name: str) -> list[str] | None:
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.origin is not None
+    if not spec.origin.endswith(".py"):  # the native library, which the walk takes for a module
+        return None
     for node in ast.parse(Path(spec.origin).read_text()).body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
             return list(ast.literal_eval(node.value))

@@ -39,7 +39,10 @@ ALLOWED: dict[str, set[str]] = {
     "serve": BASE | SLOTS | SESSION | {"methods", "models", "io"},
     "live": BASE | SLOTS | SESSION | {"methods", "models"},
     "watch": BASE | SLOTS | SESSION | {"live"} | {"methods", "models", "io", "worlds"},
-    "cli": BASE | SLOTS | SESSION | {"methods", "models", "io", "compare", "serve", "worlds", "testing", "client", "watch"},
+    "cli": BASE
+    | SLOTS
+    | SESSION
+    | {"methods", "models", "io", "compare", "serve", "worlds", "testing", "client", "watch"},
 }
 
 
