@@ -110,7 +110,10 @@ class Cell:
         for contestant in there:
             if contestant.name in rows:
                 visible = contestant.entrant.visible or position
-                must_read = self.shape.step_bytes(ITEMSIZE[self.dtype], visible)
+                size, weight = ITEMSIZE[self.dtype], contestant.entrant.weight_bytes
+                must_read = self.shape.step_bytes(size, visible) - self.shape.parameters_read * (
+                    size - (weight or size)
+                )
                 rows[contestant.name] |= contestant.call("memory") | {"step_bytes": must_read}
         return {"contestants": rows, "ratios": self.ratios(series)}
 

@@ -18,6 +18,7 @@ class Entrant:
     environment: str = ""  # a key of environments.ENVIRONMENTS; empty: the environment of the benchmark itself
     options: dict[str, Any] = field(default_factory=dict)
     family: str = ""  # contestants of one family are settings of one program; ratios use the fastest of them
+    weight_bytes: int = 0  # of one weight that it reads; 0: that of the precision
     visible: int = BUDGET  # entries that a query sees, on average; 0: all of the stream
 
     @property
@@ -29,7 +30,13 @@ ENTRANTS = {
     entrant.name: entrant
     for entrant in (
         Entrant("ours", "penstock, streaming-llm, path auto", "ours_worker", options={"path": "auto"}),
-        Entrant("ours-int8", "penstock, native step, int8 weights", "ours_worker", options={"path": "native-int8"}),
+        Entrant(
+            "ours-int8",
+            "penstock, native step, int8 weights",
+            "ours_worker",
+            options={"path": "native-int8"},
+            weight_bytes=1,
+        ),
         Entrant("ours-compiled", "penstock, compiled step", "ours_worker", options={"path": "compiled"}),
         Entrant("ours-eager", "penstock, streaming-llm, eager step", "ours_worker", options={"path": "eager"}),
         *(
