@@ -138,7 +138,8 @@ def announce(
         session.see(frame)
         assert session.logits is not None
         if float(torch.softmax(session.logits.float(), -1)[silence]) < threshold:
-            said.append((frame.t, "".join(session.reply(None, max_new=24))))
+            text = "".join(session.reply(None, max_new=24))
+            said += [(frame.t, text)] if text else []
     events = [e for e in world.timeline.events(1.0, world.now - 1.0) if e.kind == "comes"]
     open_events = {(e.t, f" {e.things[0].look}") for e in events}
     out = Announced(len(events), minutes=world.now / 60)
