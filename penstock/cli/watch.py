@@ -17,6 +17,7 @@ from penstock.cli.threads import Threads
 from penstock.cli.watch_views import Reporter, reporter_for, summary, summary_table
 from penstock.core import Budget, Clock, RealClock, SimulatedClock
 from penstock.errors import UsageError
+from penstock.io.bounded import Policy
 from penstock.io.captions import Caption, read_captions
 from penstock.io.frames import FrameSource
 from penstock.io.video import open_frames
@@ -166,7 +167,7 @@ def _run(
     options: WatchOptions, out: Output, source: FrameSource, sight: Sight, captions: list[Caption], native: bool
 ) -> None:
     clock: Clock = RealClock() if native or source.is_live else SimulatedClock()
-    policy = "drop-oldest" if native or source.is_live else "wait"
+    policy: Policy = "drop-oldest" if native or source.is_live else "wait"
     sight.check(options.reducers)
     pipeline = Pipeline(source, sight.eyes, options.reducers, clock, policy=policy, native=native)
     trigger = options.chosen_trigger or sight.default_trigger

@@ -72,7 +72,8 @@ class Visual:
             )
 
 
-class Reduced(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Reduced:
     """What of a moment goes on to the language model."""
 
     index: Tensor  # int64 [k], ascending: which tokens stay, at their own positions

@@ -62,10 +62,10 @@ class TimeChat(TokenReducer):
         past: Tensor | np.ndarray = now
         if self.against == "kept":
             flat = stays.reshape(-1, 1)
-            if isinstance(now, Tensor):
+            if isinstance(now, Tensor) and isinstance(state.past, Tensor):
                 past = torch.where(flat, now, state.past)
             else:
-                past = np.where(flat.reshape(*visual.grid, 1).numpy(), now, state.past)
+                past = np.where(flat.reshape(*visual.grid, 1).numpy(), np.asarray(now), np.asarray(state.past))
         return _State(past, visual.grid), Reduced(stays.nonzero()[:, 0], None, float(stays.float().mean()))
 
     def _seen(self, visual: Visual) -> Tensor | np.ndarray:

@@ -18,7 +18,7 @@ from penstock.watch.events import Event
 from penstock.watch.eyes import Eyes, Reader
 from penstock.watch.pipeline import Pipeline, Seen
 from penstock.watch.questions import Agenda, Question, about
-from penstock.watch.spans import Seconds
+from penstock.watch.spans import Seconds, View
 from penstock.watch.speaking import Requests, worded
 
 STALL = 10.0  # seconds of silence after which a source is said to stall
@@ -192,7 +192,7 @@ class Watch:
         began = time.perf_counter()
         named = about(question.text)
         refusal = self.seconds.refusal(named if named is not None else self.seconds.last or 0.0, self._views())
-        facts = {"asked": None if math.isinf(question.at) else question.at}
+        facts: dict[str, object] = {"asked": None if math.isinf(question.at) else question.at}
         if refusal is not None:
             self._answer(t, refusal, question, {**facts, "refused": True})
             return
@@ -209,8 +209,9 @@ class Watch:
         self.counts.busy += took
         self._answer(t, text.strip(), question, facts)
 
-    def _views(self) -> Sequence[object]:
-        return self.reader.memory.view()  # type: ignore[no-any-return]
+    def _views(self) -> Sequence[View]:
+        views: Sequence[View] = self.reader.memory.view()
+        return views
 
     def _answer(self, t: float, text: str, question: Question, facts: dict[str, object]) -> None:
         self.counts.answers += 1

@@ -34,7 +34,7 @@ class Pictures:
         inner = self.size if exact else (max(1, round(height * fit)), max(1, round(width * fit)))
         wide, high = (inner[0], inner[1]) if turns % 2 else (inner[1], inner[0])
         scaled = self._reformatter.reformat(frame, width=wide, height=high, format="rgb24")
-        image = scaled.to_ndarray()
+        image: np.ndarray = scaled.to_ndarray()
         if turns:
             image = np.ascontiguousarray(np.rot90(image, turns))
         return image if inner == self.size else _framed(image, self.size)
