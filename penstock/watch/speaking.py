@@ -45,6 +45,7 @@ class Requests:
         self._answer: list[int] = []  # token ids of the last announcement, where its perplexity is asked for
         self._answered: float | None = None
         self._spoke = False
+        self._repeated = ""  # what was said behind the frame before
         self.checks = 0
 
     def stand(self) -> None:
@@ -66,11 +67,13 @@ class Requests:
         self._state, speaks = self.trigger.step(self._state, signs)
         self._spoke = False
         if not speaks:
+            self._repeated = ""
             return []
         self.checks += 1
         if self.in_stream:
             text = "".join(self.reader.reply(None, max_new=MAX_NEW)).strip()
-            return [Said(text, "; ".join(self.requests))] if text else []
+            repeats, self._repeated = text == self._repeated, text  # the same words frame after frame are one event
+            return [Said(text, "; ".join(self.requests))] if text and not repeats else []
         said = [said for request in self.requests if (said := self._asked(request)) is not None]
         if said and "perplexity" in self.trigger.needs:
             self._answer = self.reader.model.tokenizer(said[-1].text, add_special_tokens=False)["input_ids"]
