@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -195,9 +196,8 @@ def _measure(model: Model, options: argparse.Namespace, console: Console) -> dic
         distances = [float(x) for x in options.windows.split(",")]
         table = Table("memory", *[f"{d:g} windows back" for d in distances], "frames/s")
         for memory in options.memory:
-            tallies, seconds = _timed(
-                lambda m=memory: by_distance(model, m, options.budget, distances, options.streams, options.each)
-            )
+            work = partial(by_distance, model, memory, options.budget, distances, options.streams, options.each)
+            tallies, seconds = _timed(work)
             frames = options.streams * (max(distances) + 0.6) * options.budget / _TOKENS
             table.add_row(memory, *[str(tallies[d]) for d in distances], f"{frames / seconds:.0f}")
             result[memory] = {f"{d:g}": tallies[d].share for d in distances}

@@ -36,7 +36,7 @@ class Arithmetic:
         if x.shape[-2:] != size:
             mode = _RESAMPLE.get(self.resample, "bicubic")
             smooth = {} if mode.startswith("nearest") else {"antialias": True, "align_corners": False}
-            x = torch.nn.functional.interpolate(x, size, mode=mode, **smooth).round().clamp(0, 255)  # type: ignore[arg-type]
+            x = torch.nn.functional.interpolate(x, size, mode=mode, **smooth).round().clamp(0, 255)
         mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
         out: Tensor = (x * self.scale - mean) / std
         return out

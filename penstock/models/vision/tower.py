@@ -68,7 +68,8 @@ class Vision:
             if not image.size:
                 raise InputError("a picture of no size cannot be seen: drop it.")
         if self.size is None:
-            self.size = self.family.size(*images[0].shape[:2], self.how)
+            height, width = images[0].shape[:2]
+            self.size = self.family.size(height, width, self.how)
         shapes = {image.shape for image in images}
         attached = self.model.attached
         parts = [self.how.pixels([image], self.size) for image in images] if len(shapes) > 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ def labels_at(timeline: Timeline, t: float) -> NDArray[np.int64]:
 def samples(seed: int, count: int) -> tuple[Tensor, Tensor]:
     """Pictures uint8 [count, SIDE, SIDE, 3] and labels [count, 4, 5], from many worlds, under changing light."""
     random = np.random.default_rng(seed)
-    images, labels = [], []
+    images: list[NDArray[np.uint8]] = []
+    labels: list[NDArray[np.int64]] = []
     while len(images) < count:
         timeline = Timeline(int(random.integers(1 << 30)), pace=1.0, most=4)
         start = float(random.uniform(0, 2))
@@ -37,7 +39,9 @@ def samples(seed: int, count: int) -> tuple[Tensor, Tensor]:
             t = start + i * 1.7
             meets = [thing.meets for thing in timeline.at(t + 1.0) if thing.other >= 0]
             t = meets[0] + random.uniform(0.2, 1.8) if meets and i % 2 else t
-            image = draw(timeline, t, (SIDE, SIDE), random.uniform(0, 8), random.uniform(0.9, 1.06)).astype(np.float32)
+            image: NDArray[Any] = draw(
+                timeline, t, (SIDE, SIDE), random.uniform(0, 8), random.uniform(0.9, 1.06)
+            ).astype(np.float32)
             image = image * random.uniform(0.85, 1.12, 3) + random.uniform(-10, 10)
             images.append(image.clip(0, 255).astype(np.uint8))
             labels.append(labels_at(timeline, t))

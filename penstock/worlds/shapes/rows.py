@@ -293,7 +293,9 @@ class RowMaker:
 
 def batch_of(rows: list[Row]) -> Batch:
     """Rows as tensors."""
-    images, labels, picked = [], [], []
+    images: list[NDArray[np.uint8]] = []
+    labels: list[NDArray[np.int64]] = []
+    picked: list[tuple[int, int]] = []
     for row in rows:
         picked += [(len(labels) + i, k) for i, k in row.picked]
         images += row.images
