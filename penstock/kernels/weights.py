@@ -61,9 +61,10 @@ def _check(hf: nn.Module, geometry: Geometry) -> None:
             raise Unfit("a layer has no plain rotary embedding")
         if about.key_width != about.value_width or about.key_width % 16 or about.key_width > 256:
             raise Unfit("the heads are not of a multiple of 16 channels, at most 256")
-    first, mlp = geometry.layers[0], layers[0].mlp
+    blocks: list[Any] = list(layers)
+    first, mlp = geometry.layers[0], blocks[0].mlp
     same = {(a.query_heads, a.kv_heads, a.key_width) for a in geometry.layers}
-    if len(same) > 1 or len({m.mlp.gate_proj.out_features for m in layers}) > 1:
+    if len(same) > 1 or len({m.mlp.gate_proj.out_features for m in blocks}) > 1:
         raise Unfit("layers differ in size")
     widths = (body.embed_tokens.embedding_dim, mlp.gate_proj.out_features, first.query_heads * first.key_width)
     if any(width % 4 for width in widths):
@@ -95,7 +96,7 @@ class Weights:
 
     def __init__(self, hf: nn.Module, geometry: Geometry, kind: int) -> None:
         self._lib = lib.library()
-        body: Any = hf.model
+        body, head = _parts(hf)
         first, attention = geometry.layers[0], body.layers[0].self_attn
         weights = sum(p.numel() for p in hf.parameters()) * (4, 2, 1)[kind]
         if psutil.virtual_memory().available < 1.2 * weights:
@@ -103,7 +104,7 @@ class Weights:
         shape = lib.Shape(
             hidden=body.embed_tokens.embedding_dim, layers=len(body.layers), heads=first.query_heads,
             kv_heads=first.kv_heads, width=first.key_width, intermediate=body.layers[0].mlp.gate_proj.out_features,
-            vocabulary=hf.lm_head.out_features, weights=kind, stored=KINDS[geometry.dtype],
+            vocabulary=head.out_features, weights=kind, stored=KINDS[geometry.dtype],
             eps=_eps(body.norm), eps_heads=_eps(getattr(attention, "q_norm", body.norm)),
             scale=getattr(attention, "scaling", None) or first.key_width**-0.5, factor=_factor(body, geometry.dtype),
         )  # fmt: skip
@@ -124,7 +125,7 @@ class Weights:
             self._matrix(i, lib.GATE_UP, mlp.gate_proj, mlp.up_proj)
             self._matrix(i, lib.DOWN, mlp.down_proj)
         self._norm(0, lib.NORM_LAST, body.norm)
-        self._matrix(0, lib.HEAD, hf.lm_head)
+        self._matrix(0, lib.HEAD, head)
         self._embedding = body.embed_tokens.weight.detach().contiguous()
         self._lib.pk_model_embedding(self.handle, self._embedding.data_ptr())
         self._keep.clear()
@@ -154,6 +155,11 @@ class Weights:
         columns = modules[0].in_features
         if not self._lib.pk_model_matrix(self.handle, layer, which, columns, sources, len(modules)):
             raise Unfit("there is no memory for the weights")
+
+
+def _parts(hf: Any) -> tuple[Any, Any]:
+    """The stack of blocks and the head."""
+    return hf.model, hf.lm_head
 
 
 def _eps(norm: Any) -> float:
