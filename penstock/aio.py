@@ -65,9 +65,9 @@ class AsyncReply:
 
     async def __anext__(self) -> str:
         try:
-            answer = self._answer or await asyncio.shield(self._begun)
-            self._answer = answer
-            return await anext(answer)
+            if self._answer is None:
+                self._answer = await asyncio.shield(self._begun)
+            return await anext(self._answer)
         except asyncio.CancelledError:
             await self.cancel()
             raise

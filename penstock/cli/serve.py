@@ -30,7 +30,7 @@ class ServeOptions(Common):
     port: int = option(8321, "The port; 0 is any free one.", "P")
     state: Path | None = option(None, "Keep sessions in this folder, so that they survive the server.", "DIR")
     tokens_file: Path | None = option(
-        None, "Serve only who has one of the tokens in this file: TOKEN [name=NAME] [requests=N] [sessions=N] per line.",
+        None, "Serve only who has a token of this file: TOKEN [name=NAME] [requests=N] [sessions=N] per line.",
         "F",
     )  # fmt: skip
     memory: str = option(

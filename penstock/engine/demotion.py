@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -69,7 +70,7 @@ def measure(
     read, swap = [], []
     for length in lengths:
         memory.reset()
-        read.append((length, _median(lambda n=length: again(scratch, chunk, [0] * n), repeats, drop, memory.reset)))
+        read.append((length, _median(partial(again, scratch, chunk, [0] * length), repeats, drop, memory.reset)))
         memory.reset()
         again(scratch, chunk, [0] * length)
 

@@ -95,10 +95,10 @@ class EngineSession:
                 part = data[start : start + _SLICE]
                 yield encoder.feed(part if isinstance(part, str) else bytes(part)), _size(part)
             return
-        encoder = self.core.encoder
-        if encoder is not None and len(data):
-            begins, ids = not encoder.state_dict()["started"], encoder.flush()
-            yield [] if begins and ids == list(encoder.prefix_ids) else ids, 0
+        held = self.core.encoder
+        if held is not None and len(data):
+            begins, ids = not held.state_dict()["started"], held.flush()
+            yield [] if begins and ids == list(held.prefix_ids) else ids, 0
         for start in range(0, len(data), _SLICE):
             yield list(data[start : start + _SLICE]), 4 * len(data[start : start + _SLICE])
 

@@ -20,14 +20,15 @@ from penstock.errors import UsageError
 Observation = TypeVar("Observation")
 Place = TypeVar("Place")
 Action = TypeVar("Action")
+Given = TypeVar("Given", covariant=True)
 
 
-class Pending(Protocol[Action]):
+class Pending(Protocol[Given]):
     """An inference under way (concurrent.futures.Future is one)."""
 
     def done(self) -> bool: ...
 
-    def result(self) -> Sequence[Action]: ...
+    def result(self) -> Sequence[Given]: ...
 
 
 @dataclass

@@ -217,7 +217,7 @@ class Live:
         """Pieces up to the next token that is due; the end, if there is none."""
         answer = self._answer
         assert answer is not None
-        events = []
+        events: list[LiveEvent] = []
         for item in answer.items:
             if isinstance(item, Feed):
                 answer.pending = item.token

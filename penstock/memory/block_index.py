@@ -65,7 +65,10 @@ class Run:
         sizes = self.starts[lists + 1] - starts
         before = np.cumsum(sizes) - sizes
         where = np.repeat(starts - before, sizes) + np.arange(sizes.sum())
-        return np.bincount(self.blocks[where], np.repeat(weights, sizes), len(self))
+        worth: NDArray[np.float64] = np.bincount(self.blocks[where], np.repeat(weights, sizes), len(self)).astype(
+            np.float64, copy=False
+        )
+        return worth
 
     def entries(self, first: int) -> NDArray[np.uint32]:
         """As `of` takes them, counted from another first block."""

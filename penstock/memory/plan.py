@@ -127,7 +127,7 @@ class Planner:
         return Plan(angles, tuple(plans), decode)
 
     def _singles(self, spans: list[Span], starts: list[int]) -> int:
-        """How many spans, from the first on, can be read as one batch: one token each, adjacent rows, all sinks there."""
+        """How many spans, from the first on, can be one batch: one token each, adjacent rows, all sinks there."""
         if self.grows or len(self.windows) != 1:
             return 0
         first = spans[0].row

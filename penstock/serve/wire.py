@@ -143,7 +143,8 @@ class EmptyBody(Body):
 
 def whole_text(data: str | bytes, value: Any) -> None:
     """Raise ValueError if JSON has half a surrogate pair in a string: it is no text and could not be sent back."""
-    if re.search(r"\\u[dD][89a-fA-F]" if isinstance(data, str) else rb"\\u[dD][89a-fA-F]", data):
+    escape = "\\\\u[dD][89a-fA-F]"
+    if re.search(escape, data) if isinstance(data, str) else re.search(escape.encode(), data):
         json.dumps(value, ensure_ascii=False).encode()
 
 

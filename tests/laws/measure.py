@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,12 +16,16 @@ from torch.utils._pytree import tree_iter
 
 from penstock.memory import Alibi, Geometry, Layer, Memory, Place, Rotary
 from penstock.memory.flow import Branch
+from penstock.memory.tiers.records import Records
 
 _OF_THE_MODEL = (Geometry, Layer, Rotary, Alibi, Place, Branch)  # facts about the model and the composition
 
 
 def storage(memory: Memory) -> int:
-    """Bytes of all tensors that can be reached from a memory, each storage once."""
+    """Bytes of all tensors that can be reached from a memory, each storage once, and of what tiers note of blocks.
+
+    A note counts with the eight bytes of its block in the table of a store.
+    """
     seen: set[int] = set()
     found: dict[int, int] = {}
 
@@ -31,6 +36,9 @@ def storage(memory: Memory) -> int:
         if isinstance(value, Tensor):
             data = value.untyped_storage()
             found[data.data_ptr()] = data.nbytes()
+        elif isinstance(value, Records):
+            columns = [column for column in vars(value).values() if isinstance(column, np.ndarray)]
+            found[-id(value)] = sum(column.nbytes for column in columns) + 8 * len(columns[0])
         elif isinstance(value, dict):
             for part in value.values():
                 walk(part)

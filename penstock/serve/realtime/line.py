@@ -65,8 +65,9 @@ class Line:
 
     async def run(self) -> None:
         """Serve the connection."""
-        draining = asyncio.ensure_future(self.server.draining.wait())
-        reader, sender = asyncio.ensure_future(self._read()), asyncio.ensure_future(self._send())
+        draining: asyncio.Future[Any] = asyncio.ensure_future(self.server.draining.wait())
+        reader: asyncio.Future[Any] = asyncio.ensure_future(self._read())
+        sender: asyncio.Future[Any] = asyncio.ensure_future(self._send())
         code = NORMAL
         try:
             await self._flow(self.protocol.begin())
