@@ -51,10 +51,10 @@ def test_a_window_forgets_what_retrieval_brings_back(model: Model) -> None:
     assert (window.share or 0) < 0.4
 
 
-def test_it_is_mostly_silent(model: Model) -> None:
+def test_it_is_silent_until_asked(model: Model) -> None:
     found = announce(model, "streaming-llm:sinks=8", 160, 60)
     assert found.events > 8
-    assert found.false < 10
+    assert found.in_time > 0
     session = opened(model, "window", 80)
     session.see(next(Shapes(2)))
     assert session.logits is not None
