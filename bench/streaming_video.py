@@ -37,6 +37,7 @@ from penstock.core import Frame
 from penstock.errors import PenstockError
 from penstock.io.video import open_frames
 from penstock.models.load import load
+from penstock.models.vision.tower import VLM
 
 BENCHES = ("streamingbench", "ovobench", "svbench", "streamgaze")
 
@@ -52,7 +53,7 @@ class Watching:
 
     def answer(self, ask: Ask) -> str:
         text = ask.plain if self._plain else ask.prompt
-        reply = "".join(self.session.reply(text, remember=ask.history, max_new=self._max_new)).strip()
+        reply = "".join(self.session.reply(text, raw=self._plain, remember=ask.history, max_new=self._max_new)).strip()
         named = rules.letter(reply, ask.options) if self._plain and ask.options else None
         return reply if named is None else f"{named}. {reply}"
 
@@ -158,7 +159,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for name in ("bench", "model", "memory", "budget", "fps", "context", "asks", "max_new")
     }
     record = Record(args.results, settings)
-    model = load(args.model)
+    model = load(args.model or VLM)
     begun = time.perf_counter()
 
     def make() -> Watcher:

@@ -14,10 +14,15 @@ import argparse
 import sys
 from typing import Any
 
+import torch
+from torch import Tensor
+
 import penstock
 from bench import machine, report
+from penstock import reply
 from penstock.core import Phase, SimulatedClock
 from penstock.live import Live
+from penstock.models.sampling import Sampler
 from penstock.models.vision.tower import VLM
 from penstock.worlds.shapes import Shapes
 
@@ -40,7 +45,15 @@ def spoken(scheme: Any, args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.before):
         live.put(next(frames))
         list(live.run())
-    session.model.attached.hf.generation_config.eos_token_id = None  # type: ignore[union-attr]
+    ends = sorted(reply.end_tokens(session))
+
+    class Talkative(Sampler):
+        """Never ends by itself: the answer has all its tokens, whatever they say."""
+
+        def choose(self, logits: Tensor) -> int:
+            return super().choose(logits.index_fill(0, torch.tensor(ends), float("-inf")))
+
+    reply.Sampler = Talkative  # type: ignore[misc]
     begun, due, late = clock.now(), clock.now(), []
     arrived: dict[int, float] = {}
     live.ask(None, max_new=args.tokens)
