@@ -95,10 +95,12 @@ def test_doctor_tells_everything_it_looked_at(command: Command, monkeypatch: pyt
     compiler = {"name": "g++", "works": True, "error": None, "seconds": 1.0}
     monkeypatch.setattr(doctor, "find_compiler", lambda: compiler)
     monkeypatch.setattr(doctor, "_BUFFER", 1 << 22)
+    built = doctor.describe()
+    monkeypatch.setattr(doctor, "describe", lambda: {**built, "uses": None})
     facts = command("doctor", "--json").last
     assert set(facts) == {
         "versions", "system", "processor", "features", "memory_bytes", "threads", "bandwidth_bytes_per_second",
-        "accelerator", "compiler", "path", "extras", "tiny_model",
+        "accelerator", "compiler", "native", "path", "extras", "tiny_model",
     }  # fmt: skip
     assert facts["versions"]["torch"]
     assert facts["bandwidth_bytes_per_second"] > 1e8
@@ -109,6 +111,10 @@ def test_doctor_tells_everything_it_looked_at(command: Command, monkeypatch: pyt
 
 def test_doctor_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {"name": None, "works": False, "error": "no compiler", "seconds": 0.0}
+    built = doctor.describe()
+    monkeypatch.setattr(doctor, "describe", lambda: {**built, "uses": "avx2"})
+    assert doctor.chosen_path(missing)["path"] == "auto: native (avx2)"
+    monkeypatch.setattr(doctor, "describe", lambda: {**built, "uses": None})
     assert "install g++" in doctor.chosen_path(missing)["why"]
     monkeypatch.setattr(doctor, "_is_installed", lambda name: False)
     assert doctor.extras()["plot"]["install"] == "pip install 'penstock[plot]'"
