@@ -203,13 +203,16 @@ def test_pictures_leave_a_full_inbox_and_text_does_not() -> None:
 def test_notes_are_spoken_while_the_next_segment_comes_in(model: Any) -> None:
     live = Live(opened(model), clock=SimulatedClock())
     notes = Notes(live, every=3, max_new=5)
-    events, put = [], 0
-    while not notes.is_idle or put < 9:
-        if put < 9 and (put < 3 or events[-1].kind == "question"):  # the next segment comes while a note is written
-            for _ in range(3):
+    events, put, last = [], 0, []
+    for _ in range(200):
+        if put < 9 and (put < 3 or any(event.kind == "question" for event in last)):
+            for _ in range(3):  # the next segment comes while a note is written
                 live.put(f"number {put} came by. ")
                 put += 1
-        events += notes.step()
+        last = notes.step()
+        events += last
+    assert notes.is_idle
+    assert put == 9
     assert len(notes.written) == 3
     kinds = [event.kind for event in events]
     assert kinds[:4] == ["perceived"] * 3 + ["question"]

@@ -80,10 +80,10 @@ def test_the_copying_layer_keeps_its_gates() -> None:
     """A dozen steps on the shipped model: the gates of layer 1 stay, the others fall."""
     net, tokenizer = load_net(TINY)
     gates = []
-    for _ in range(2):
+    for steps in (12, 2, 2):
         with Progress(disable=True) as bar:
-            gates.append(train(Gated(net, 16, 48), tokenizer, GatesConfig(steps=12, rows=1), True, bar))
-    assert torch.equal(gates[0], gates[1])
+            gates.append(train(Gated(net, 16, 48), tokenizer, GatesConfig(steps=steps, rows=1), True, bar))
+    assert torch.equal(gates[1], gates[2])
     assert gates[0].max() <= 1.0
     assert gates[0][1].min() > gates[0][[0, 2, 3]].max()
 
