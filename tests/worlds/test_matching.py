@@ -70,8 +70,8 @@ def test_teaching_finds_the_right_key_and_changes_one_layer(plain: Net, rows: li
     before = {name: weight.clone() for name, weight in wide.state_dict().items()}
     seen: list[float] = []
     text = torch.randint(2, 4096, (4, 64), generator=torch.Generator().manual_seed(1))
-    teach(wide, rows, text, MatchConfig(steps=12, rows=2, text_rows=1), lambda step, contrast, _: seen.append(contrast))
-    assert sum(seen[-3:]) < 0.7 * sum(seen[:3])
+    teach(wide, rows, text, MatchConfig(steps=48, rows=2, text_rows=1), lambda step, contrast, _: seen.append(contrast))
+    assert sum(seen[-5:]) < 0.5 * sum(seen[:5])
     changed = {name for name, weight in wide.state_dict().items() if not torch.equal(weight, before[name])}
     assert changed == {f"model.layers.1.self_attn.{kind}_proj.weight" for kind in "qk"}
 
