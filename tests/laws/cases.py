@@ -41,6 +41,7 @@ ENCODINGS = {
     "learned-sinks": "gpt_oss",
     "learned-positions": "gpt2",
 }
+EVERYWHERE = ("streaming-llm", "window")  # all laws on all encodings
 CHUNKS = (1, 7, 64, None)  # None: whole
 LENGTH = 131  # divides by nothing
 TOLERANCE = 1e-5
@@ -201,10 +202,11 @@ def supported(case: Case) -> bool:
 
 @cache
 def cases() -> Sequence[Case]:
-    """All cases: memories that move token by token on every encoding; the others on rotary.
+    """All cases: all laws on rotary; of sinks and windows, on every encoding.
 
-    Those are tried on one more encoding, and with each other word of their options, for what may differ there: that
-    the fast form equals its specification, and that nothing is lost while everything fits.
+    The others are tried on one more encoding (on all, if they move token by token), and with each other word of their
+    options, for what may differ there: that the fast form equals its specification, that nothing is lost while
+    everything fits, and, token by token, that steps may be cut anywhere.
     """
     found: list[Case] = []
     others = list(ENCODINGS.values())[1:]
@@ -214,8 +216,9 @@ def cases() -> Sequence[Case]:
             families = list(ENCODINGS.values()) if simple else ["llama", others[k % len(others)]]
             some = families if i == 0 else ["llama", ENCODINGS["alibi"]] if simple else ["llama"]
             for family in some:
-                whole = simple or (i == 0 and family == "llama")
-                tried = None if whole else frozenset({"exact_when_large"})
+                whole = i == 0 and (family == "llama" or kind.name in EVERYWHERE)
+                less = {"exact_when_large", "chunk_invariant"} if simple else {"exact_when_large"}
+                tried = None if whole else frozenset(less)
                 case = Case(method, family, laws=tried)
                 found += [case] if supported(case) else []
                 if i == 0 and kind.name in NATIVE and family == "llama" and library.library() is not None:

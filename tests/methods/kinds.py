@@ -23,7 +23,7 @@ OF_KINDS = {"bounded", "chunk_invariant", "causal", "steady"}
 class Mixed(Case):
     """A law's case whose tokens have kinds: a pattern, repeated by position in the stream.
 
-    Its length should divide 512, so that `steady` finds the same tokens far away.
+    Its length should divide 256, so that `steady` finds the same tokens far away.
     """
 
     pattern: tuple[int, ...] = (TEXT,)
