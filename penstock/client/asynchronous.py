@@ -37,7 +37,8 @@ class AsyncAnswer:
         return self
 
     async def __anext__(self) -> str:
-        if self._is_cancelled:
+        if self._is_cancelled:  # perhaps while a piece was on its way out: then nobody has let go of the connection yet
+            await self._let_go()
             raise StopAsyncIteration
         waiting = self._waiting = asyncio.ensure_future(anext(self._pieces))
         try:
