@@ -7,15 +7,16 @@
 # only, as above, or mount a file of tokens:  -v ./tokens:/tokens:ro penstock serve --host 0.0.0.0 --state /state
 # --tokens-file /tokens
 FROM python:3.12-slim AS build
-# Builds of torch without CUDA, a tenth of the size.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Where to take torch from: an index of builds without CUDA makes the image a tenth of the size.
+#     docker build --build-arg TORCH_FROM="--index-url ADDRESS" -t penstock .
+ARG TORCH_FROM=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/penstock
 ENV PATH=/opt/penstock/bin:$PATH
 WORKDIR /src
 COPY constraints.txt ./
-RUN pip install -c constraints.txt --index-url "$TORCH_INDEX" torch
-COPY pyproject.toml README.md LICENSE ./
+RUN pip install -c constraints.txt $TORCH_FROM torch
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY penstock ./penstock
 RUN pip install -c constraints.txt ".[serve]"
 
