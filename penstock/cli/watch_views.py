@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def summary(watcher: Watch, sight: Sight, options: WatchOptions, resident: Resid
     }
 
 
-class Reporter:
+class Reporter(ABC):
     """Told every event and, after every frame, that time has passed."""
 
     every = 1.0  # seconds between two looks at the numbers
@@ -86,11 +87,13 @@ class Reporter:
         self.out = out
         self._next = time.monotonic() + self.every
 
+    @abstractmethod
     def event(self, event: Event) -> None:
-        raise NotImplementedError
+        """Something happened."""
 
+    @abstractmethod
     def numbers(self, watcher: Watch, resident: ResidentSet) -> None:
-        raise NotImplementedError
+        """How things stand."""
 
     def tick(self, watcher: Watch, resident: ResidentSet) -> None:
         resident.look()
@@ -99,7 +102,7 @@ class Reporter:
             self._next = now + self.every
             self.numbers(watcher, resident)
 
-    def last(self, watcher: Watch, resident: ResidentSet) -> None:
+    def last(self, watcher: Watch, resident: ResidentSet) -> None:  # noqa: B027  # most have nothing to add
         """After the last frame."""
 
 

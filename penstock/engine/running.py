@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from penstock.engine.session import EngineSession
 
 
-class Running:
+class Running(ABC):
     """The locks of an engine and its loop."""
 
     clock: Clock
@@ -33,8 +34,9 @@ class Running:
         self._stop = False
 
     @property
+    @abstractmethod
     def _engine(self) -> Engine:
-        raise NotImplementedError
+        """The engine that these are the locks of."""
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:

@@ -126,13 +126,22 @@ class Live:
             if len(self.inbox):
                 events.append(self._perceive())
             elif self._questions:
-                events += self._begin(self._questions.popleft())
+                events += self.begin()
             return events
         if self._interrupted:
             return [*events, self._end("interrupted")]
         if self._may_perceive():
             return [*events, self._perceive()]
         return events + self._speak()
+
+    @property
+    def has_questions(self) -> bool:
+        """Whether a question waits."""
+        return bool(self._questions)
+
+    def begin(self) -> list[LiveEvent]:
+        """Let the next question in now, before the inputs that wait; no answer may be under way."""
+        return self._begin(self._questions.popleft())
 
     def close(self) -> list[LiveEvent]:
         """End the answer under way, let in what waits."""

@@ -41,20 +41,16 @@ class Notes:
     def step(self) -> list[LiveEvent]:
         """A step of the live session, and what belongs to notes around it."""
         live = self.live
-        if self._since >= self.every and not live.is_speaking and not live._questions:
+        if self._since >= self.every and not live.is_speaking and not live.has_questions:
             live.ask(self.prompt, max_new=self.max_new)
             self._since, self._writing = 0, True
-            return live.step() if not len(live.inbox) else self._begun()
+            return live.begin()  # a note comes before the inputs that wait
         events = live.step()
         self._since += sum(event.kind == "perceived" for event in events)
         if self._writing and any(event.kind in ("end", "cut") for event in events):
             self.written.append(events[-1].text.strip())
             self._writing = False
         return events
-
-    def _begun(self) -> list[LiveEvent]:
-        """The note comes before the inputs that wait."""
-        return self.live._begin(self.live._questions.popleft())
 
     @property
     def is_idle(self) -> bool:

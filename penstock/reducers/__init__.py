@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from penstock import registry as named
-from penstock.reducers.base import FrameReducer, Reduced, Reducer, TokenReducer, Verdict, Visual, state_bytes
+from penstock.reducers.base import FrameReducer, Moment, Reduced, Reducer, TokenReducer, Verdict, state_bytes
 from penstock.reducers.chain import Chain
 
 
@@ -25,11 +25,11 @@ def parse(text: str | Reducer) -> Reducer:
 __all__ = [
     "Chain",
     "FrameReducer",
+    "Moment",
     "Reduced",
     "Reducer",
     "TokenReducer",
     "Verdict",
-    "Visual",
     "parse",
     "registry",
     "state_bytes",

@@ -11,6 +11,7 @@ setting, looks at the past only, and keeps a state whose size does not grow with
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -46,18 +47,18 @@ class Verdict(NamedTuple):
     score: float = 1.0  # how new it is, in the reducer's own measure
 
 
-class FrameReducer(Reducer):
+class FrameReducer(Reducer, ABC):
     """Decides on frames before they are encoded."""
 
     stage: ClassVar[Stage] = "frames"
 
+    @abstractmethod
     def step(self, state: Any, frame: Frame) -> tuple[Any, Verdict]:
         """The next state, and what becomes of the frame."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
-class Visual:
+class Moment:
     """The tokens of one moment, between the vision tower and the language model."""
 
     tokens: Tensor  # [P, D]
@@ -81,17 +82,17 @@ class Reduced:
     change: float = 1.0  # how new the moment is, 0 to 1
 
 
-class TokenReducer(Reducer):
+class TokenReducer(Reducer, ABC):
     """Decides on visual tokens before they are read."""
 
     stage: ClassVar[Stage] = "tokens"
 
-    def step(self, state: Any, visual: Visual) -> tuple[Any, Reduced]:
+    @abstractmethod
+    def step(self, state: Any, visual: Moment) -> tuple[Any, Reduced]:
         """The next state, and the tokens that stay."""
-        raise NotImplementedError
 
 
-def everything(visual: Visual) -> Tensor:
+def everything(visual: Moment) -> Tensor:
     """The indices of all tokens."""
     return torch.arange(visual.tokens.shape[0])
 

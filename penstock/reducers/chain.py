@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from penstock.core import Frame
-from penstock.reducers.base import FrameReducer, Reduced, Reducer, TokenReducer, Verdict, Visual, everything
+from penstock.reducers.base import FrameReducer, Moment, Reduced, Reducer, TokenReducer, Verdict, everything
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Chain:
                 break
         return ChainState(tuple(states), state.tokens), verdict
 
-    def visual(self, state: ChainState, visual: Visual) -> tuple[ChainState, Reduced]:
+    def visual(self, state: ChainState, visual: Moment) -> tuple[ChainState, Reduced]:
         """The tokens of a frame that all token reducers keep."""
         if not self.tokens:
             return state, Reduced(everything(visual))

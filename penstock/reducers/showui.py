@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from penstock.errors import InputError
-from penstock.reducers.base import Reduced, TokenReducer, Visual, everything
+from penstock.reducers.base import Moment, Reduced, TokenReducer, everything
 from penstock.registry import check_range
 
 
@@ -36,7 +36,7 @@ class ShowUI(TokenReducer):
     def noop(cls) -> Self:
         return cls(ratio=0.0)
 
-    def step(self, state: tuple[()], visual: Visual) -> tuple[tuple[()], Reduced]:
+    def step(self, state: tuple[()], visual: Moment) -> tuple[tuple[()], Reduced]:
         if self.ratio == 0:
             return state, Reduced(everything(visual))
         if visual.image is None:

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from penstock.reducers.base import Reduced, TokenReducer, Visual, everything
+from penstock.reducers.base import Moment, Reduced, TokenReducer, everything
 from penstock.registry import check_range
 
 _ALPHAS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
@@ -43,7 +43,7 @@ class Stc(TokenReducer):
     def start(self) -> _State:
         return _State()
 
-    def step(self, state: _State, visual: Visual) -> tuple[_State, Reduced]:
+    def step(self, state: _State, visual: Moment) -> tuple[_State, Reduced]:
         tokens = visual.tokens.detach().float()
         mean = tokens.mean(0)
         count = state.count + 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from penstock.errors import InputError, UsageError
-from penstock.reducers.base import Reduced, TokenReducer, Visual, cells, everything
+from penstock.reducers.base import Moment, Reduced, TokenReducer, cells, everything
 from penstock.registry import check_range
 
 
@@ -54,7 +54,7 @@ class TimeChat(TokenReducer):
     def start(self) -> _State:
         return _State()
 
-    def step(self, state: _State, visual: Visual) -> tuple[_State, Reduced]:
+    def step(self, state: _State, visual: Moment) -> tuple[_State, Reduced]:
         now = self._seen(visual)
         if state.past is None or state.grid != visual.grid:  # the first frame, or one of another size
             return _State(now, visual.grid), Reduced(everything(visual))
@@ -68,7 +68,7 @@ class TimeChat(TokenReducer):
                 past = np.where(flat.reshape(*visual.grid, 1).numpy(), np.asarray(now), np.asarray(state.past))
         return _State(past, visual.grid), Reduced(stays.nonzero()[:, 0], None, float(stays.float().mean()))
 
-    def _seen(self, visual: Visual) -> Tensor | np.ndarray:
+    def _seen(self, visual: Moment) -> Tensor | np.ndarray:
         if self.by != "pixel":
             return visual.tokens.detach()
         if visual.image is None:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Self
 
 import torch
 
-from penstock.reducers.base import Reduced, TokenReducer, Visual, everything
+from penstock.reducers.base import Moment, Reduced, TokenReducer, everything
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class VideoScan(TokenReducer):
     def noop(cls) -> Self:
         return cls(carrier="none")
 
-    def step(self, state: tuple[()], visual: Visual) -> tuple[tuple[()], Reduced]:
+    def step(self, state: tuple[()], visual: Moment) -> tuple[tuple[()], Reduced]:
         if self.carrier == "none":
             return state, Reduced(everything(visual))
         mean = visual.tokens.float().mean(0, keepdim=True).to(visual.tokens.dtype)

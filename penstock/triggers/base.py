@@ -6,6 +6,7 @@ in `needs` which of them must be there, so that nothing is computed that nobody 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +29,7 @@ class Signs:
     answered: float | None = None
 
 
-class Trigger(Named):
+class Trigger(Named, ABC):
     """Base of all triggers."""
 
     needs: ClassVar[frozenset[Sign]] = frozenset()
@@ -37,9 +38,9 @@ class Trigger(Named):
         """The state at the beginning of a stream."""
         return ()
 
+    @abstractmethod
     def step(self, state: Any, signs: Signs) -> tuple[Any, bool]:
         """The next state, and whether to speak."""
-        raise NotImplementedError
 
     def sign(self, signs: Signs, name: Sign) -> float:
         """A sign that this trigger needs."""

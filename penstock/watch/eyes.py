@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from penstock.core import Frame
-from penstock.reducers import Reduced, Visual
+from penstock.reducers import Moment, Reduced
 
 
 class Eyes(Protocol):
@@ -18,10 +18,10 @@ class Eyes(Protocol):
     def unit(self) -> int:
         """Frames that are encoded together."""
 
-    def encode(self, frames: Sequence[Frame]) -> Visual:
+    def encode(self, frames: Sequence[Frame]) -> Moment:
         """The tokens of at most `unit` frames; called from a thread of its own, in the order of the stream."""
 
-    def read(self, visual: Visual, reduced: Reduced) -> int:
+    def read(self, visual: Moment, reduced: Reduced) -> int:
         """Put the tokens that stay into the session's memory; returns how many entered."""
 
 

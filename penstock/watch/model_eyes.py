@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 from penstock.core import Frame
-from penstock.models.vision import Vision
-from penstock.models.vision import Visual as ModelVisual
-from penstock.reducers import Reduced, Visual
+from penstock.models.vision import Vision, Visual
+from penstock.reducers import Moment, Reduced
 from penstock.session import Session
 
 
 @dataclass(frozen=True)
-class Encoded(Visual):
+class Encoded(Moment):
     """A unit for reducers to look at, with what the model needs to read it."""
 
-    of_model: ModelVisual | None = None
+    of_model: Visual | None = None
 
 
 class ModelEyes:
@@ -41,14 +40,14 @@ class ModelEyes:
         }
         return max(sizes.pop()) if len(sizes) == 1 else None
 
-    def encode(self, frames: Sequence[Frame]) -> Visual:
+    def encode(self, frames: Sequence[Frame]) -> Moment:
         seen = self.vision.encode(frames, self.units)
         self.units += 1
         time, rows, columns = seen.grid
         tokens = seen.embeddings.detach()
         return Encoded(tokens, (time * rows, columns), frames[-1].image, frames[-1].t, of_model=seen)
 
-    def read(self, visual: Visual, reduced: Reduced) -> int:
+    def read(self, visual: Moment, reduced: Reduced) -> int:
         assert isinstance(visual, Encoded)
         assert visual.of_model is not None
         kept = visual.of_model
@@ -59,7 +58,7 @@ class ModelEyes:
         return self.session.ingest_embeddings(kept)
 
 
-def carried(visual: ModelVisual, carriers: Tensor) -> ModelVisual:
+def carried(visual: Visual, carriers: Tensor) -> Visual:
     """A unit with new tokens behind its own: at the next position, or with three axes at the unit's last one."""
     count, axes = len(carriers), len(visual.positions)
     if axes == 1:

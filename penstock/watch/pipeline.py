@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from penstock.core import Clock, Frame
 from penstock.io.bounded import BoundedQueue, Closed, Policy
 from penstock.io.frames import FrameSource, Notice
-from penstock.reducers import Chain, Reduced, Visual
+from penstock.reducers import Chain, Moment, Reduced
 from penstock.reducers.chain import ChainState
 from penstock.watch.eyes import Eyes
 
@@ -29,7 +29,7 @@ class Seen:
     """A unit of frames on its way into the memory."""
 
     frames: tuple[Frame, ...]
-    visual: Visual
+    visual: Moment
     reduced: Reduced
 
     @property

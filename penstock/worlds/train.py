@@ -30,11 +30,12 @@ from penstock.errors import PenstockError
 from penstock.worlds import probe
 from penstock.worlds.batches import Batch, Batches, library_tokens
 from penstock.worlds.checkpoint import Progress as State
-from penstock.worlds.checkpoint import export, load_run, save_run
+from penstock.worlds.checkpoint import export
 from penstock.worlds.evaluate import EvalConfig, evaluate
 from penstock.worlds.match import MatchingConfig, match
 from penstock.worlds.net import FarView, Net, NetConfig
 from penstock.worlds.quiet import wait_for_quiet
+from penstock.worlds.runs import load_run, save_run
 from penstock.worlds.tokenizer import encode, save_tokenizer, train_tokenizer
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -85,7 +86,9 @@ class Trainer:
         generator = torch.Generator().manual_seed(config.seed)
         self.net = Net(NetConfig(vocab_size=self.tokenizer.get_vocab_size()), generator)
         self.optimizers = make_optimizers(self.net, config.lr)
-        self.state = load_run(self.folder, self.net, self.optimizers) if config.resume else State(seed=config.seed)
+        self.state = (
+            load_run(self.folder, self.net, self.optimizers, State) if config.resume else State(seed=config.seed)
+        )
         self.batches = Batches(self.tokenizer, library_tokens(self.tokenizer, heldout=False), self.state.seed)
         self.batches.passages = self.state.passages
         self.heldout = library_tokens(self.tokenizer, heldout=True)

@@ -143,13 +143,7 @@ class Rows:
         weights = [self.other_weight] * len(ids)
         seen = [p.fact for p in stream.facts if any(start <= p.start and p.end <= end for start, end in spans)]
         rng.shuffle(seen)
-        for fact in seen:
-            asked = self._question(fact)
-            ids += asked.ids
-            weights += asked.weights
-            if len(ids) >= self.length:
-                break
-        return self._filled(ids, weights, rng)
+        return self._asked(ids, weights, seen, rng)
 
     def lookalikes(self, rng: random.Random, sinks: bool = True) -> Row:
         """Blocks, or a stream, full of statements that are easily confused, then questions about those in view."""
@@ -164,7 +158,11 @@ class Rows:
             ids = [BOS_ID] * sinks + ids
         weights = [self.other_weight] * len(ids)
         rng.shuffle(whole)
-        for fact in whole:
+        return self._asked(ids, weights, whole, rng)
+
+    def _asked(self, ids: list[int], weights: list[float], facts: list[Fact], rng: random.Random) -> Row:
+        """The row with a question about each fact, as many as fit."""
+        for fact in facts:
             asked = self._question(fact)
             ids += asked.ids
             weights += asked.weights

@@ -17,7 +17,7 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from penstock.core import Frame
 from penstock.errors import InputError, UnknownName, UsageError
-from penstock.reducers import Chain, Reducer, Visual, parse, registry, state_bytes
+from penstock.reducers import Chain, Moment, Reducer, parse, registry, state_bytes
 from penstock.reducers.curvestream import CurveStream, path_score
 from penstock.reducers.fixed_rate import FixedRate
 from penstock.reducers.showui import components
@@ -75,7 +75,7 @@ def inputs(reducer: Reducer, count: int, seed: int = 0) -> list[Any]:
         if reducer.stage == "frames":
             out.append(Frame(image, i / 4, i))
         elif reducer.stage == "tokens":
-            out.append(Visual(tokens, GRID, image, i / 4))
+            out.append(Moment(tokens, GRID, image, i / 4))
         else:
             out.append(tokens + 0.01 * i)
     return out
@@ -147,7 +147,7 @@ def test_names_and_options_are_checked() -> None:
     with pytest.raises(UnknownName):
         parse("timechat:by=sound")
     with pytest.raises(InputError, match="needs the picture"):
-        parse("showui").step((), Visual(torch.zeros(20, 2), GRID))  # type: ignore[attr-defined]
+        parse("showui").step((), Moment(torch.zeros(20, 2), GRID))  # type: ignore[attr-defined]
 
 
 def test_timechat_keeps_what_changed_and_sees_drift_only_against_the_kept() -> None:
@@ -155,11 +155,11 @@ def test_timechat_keeps_what_changed_and_sees_drift_only_against_the_kept() -> N
     second = first.clone()
     second[[3, 7]] = second[[3, 7]].roll(1, 1)
     reducer = TimeChat()
-    state, reduced = reducer.step(reducer.start(), Visual(first, GRID))
+    state, reduced = reducer.step(reducer.start(), Moment(first, GRID))
     assert len(reduced.index) == 20
-    state, reduced = reducer.step(state, Visual(first, GRID))
+    state, reduced = reducer.step(state, Moment(first, GRID))
     assert (len(reduced.index), reduced.change) == (0, 0.0)  # a still picture
-    state, reduced = reducer.step(state, Visual(second, GRID))
+    state, reduced = reducer.step(state, Moment(second, GRID))
     assert reduced.index.tolist() == [3, 7]
 
     angles = torch.linspace(0, 3.0, 40)  # turns by 4.4 degrees a frame: never much since the last one
@@ -170,7 +170,7 @@ def test_timechat_keeps_what_changed_and_sees_drift_only_against_the_kept() -> N
         state = reducer.start()
         kept[against] = 0
         for tokens in drift:
-            state, reduced = reducer.step(state, Visual(tokens, GRID))
+            state, reduced = reducer.step(state, Moment(tokens, GRID))
             kept[against] += len(reduced.index)
     assert kept == {"previous": 20, "kept": 60}  # at 0, and again past 60 and 120 degrees
 
@@ -211,16 +211,16 @@ def test_showui_finds_the_areas_and_keeps_one_of_each_at_least() -> None:
     labels = components(image, GRID, 1.0).reshape(GRID)
     assert (labels[:, :3] == 0).all()
     assert (labels[:, 3:] == 3).all()
-    _, reduced = parse("showui:ratio=1").step((), Visual(torch.zeros(20, 2), GRID, image))  # type: ignore[attr-defined]
+    _, reduced = parse("showui:ratio=1").step((), Moment(torch.zeros(20, 2), GRID, image))  # type: ignore[attr-defined]
     assert reduced.index.tolist() == [0, 3]
 
 
 def test_stc_keeps_exactly_the_most_distinctive() -> None:
     tokens = torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(1))
-    state, reduced = Stc(keep=7).step(Stc().start(), Visual(tokens, GRID))
+    state, reduced = Stc(keep=7).step(Stc().start(), Moment(tokens, GRID))
     order = likeness(tokens, tokens.mean(0)).argsort(stable=True)
     assert reduced.index.tolist() == sorted(order[:7].tolist())
-    state, _ = Stc(keep=7).step(state, Visual(3 * tokens, GRID))
+    state, _ = Stc(keep=7).step(state, Moment(3 * tokens, GRID))
     assert state.count == 2
     torch.testing.assert_close(state.mean, 2 * tokens.mean(0))
 
@@ -255,8 +255,8 @@ def test_a_chain_keeps_what_all_keep_and_stops_at_the_first_that_drops() -> None
         kept.append(frame is not None)
     assert kept == [True, False, False, False, True, False, False, False]
     tokens = torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(0))
-    state, first = chain.visual(state, Visual(tokens, GRID))
-    state, second = chain.visual(state, Visual(tokens, GRID))
+    state, first = chain.visual(state, Moment(tokens, GRID))
+    state, second = chain.visual(state, Moment(tokens, GRID))
     assert (len(first.index), len(second.index), second.change) == (10, 0, 0.0)
     assert second.carriers is not None
     torch.testing.assert_close(second.carriers, tokens.mean(0, keepdim=True))

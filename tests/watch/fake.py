@@ -13,7 +13,7 @@ import penstock
 from penstock import Session
 from penstock.core import Frame, Kind
 from penstock.models.load import TINY
-from penstock.reducers import Reduced, Visual
+from penstock.reducers import Moment, Reduced
 from penstock.reducers.base import cells
 from penstock.testing import tiny_model
 from penstock.watch.opening import Sight
@@ -30,11 +30,11 @@ class FakeEyes:
         self.session = session
         self.read_at: list[float] = []
 
-    def encode(self, frames: Sequence[Frame]) -> Visual:
+    def encode(self, frames: Sequence[Frame]) -> Moment:
         frame = frames[-1]
-        return Visual(torch.from_numpy(cells(frame.image, GRID)).reshape(4, 3), GRID, frame.image, frame.t)
+        return Moment(torch.from_numpy(cells(frame.image, GRID)).reshape(4, 3), GRID, frame.image, frame.t)
 
-    def read(self, visual: Visual, reduced: Reduced) -> int:
+    def read(self, visual: Moment, reduced: Reduced) -> int:
         self.read_at.append(visual.t)
         ids = (visual.tokens[reduced.index].mean(-1) * 255).int() + 100
         return self.session.ingest(ids.tolist(), kinds=[Kind.VISION] * len(ids))

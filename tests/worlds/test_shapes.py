@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from penstock.errors import InputError, OutputError, SnapshotError
+from penstock.worlds.runs import load_run
 from penstock.worlds.shapes import Look, Shapes, Timeline
-from penstock.worlds.shapes.export import load_run
+from penstock.worlds.shapes.export import Progress
 from penstock.worlds.shapes.outline import CODES, Outline, spread
 from penstock.worlds.shapes.perceive import labels_at
 from penstock.worlds.shapes.rows import PAST, RowMaker, batch_of
@@ -114,10 +115,10 @@ def test_bad_worlds_files_and_runs_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError):
             Shapes(0, **wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="--resume"):
-        load_run(tmp_path, None, [])  # type: ignore[arg-type]
+        load_run(tmp_path, None, [], Progress)  # type: ignore[arg-type]
     (tmp_path / "state.safetensors").write_bytes(b"nonsense")
     with pytest.raises(SnapshotError):
-        load_run(tmp_path, None, [])  # type: ignore[arg-type]
+        load_run(tmp_path, None, [], Progress)  # type: ignore[arg-type]
 
 
 def test_a_video_file_shows_the_world(tmp_path: Path) -> None:

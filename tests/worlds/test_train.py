@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 
 from penstock.errors import InputError, SnapshotError
 from penstock.worlds.batches import Batches
-from penstock.worlds.checkpoint import Progress, load_run, save_run
+from penstock.worlds.checkpoint import Progress
 from penstock.worlds.net import Net, NetConfig
+from penstock.worlds.runs import load_run, save_run
 from penstock.worlds.tokenizer import save_tokenizer
 from penstock.worlds.train import TrainConfig, Trainer, learning_rate, main, make_optimizers
 
@@ -63,12 +64,12 @@ def test_damaged_and_missing_states_are_refused(tmp_path: Path) -> None:
     net = Net(SMALL, torch.Generator().manual_seed(0))
     optimizers = make_optimizers(net, 1e-3)
     with pytest.raises(InputError, match="resume"):
-        load_run(tmp_path, net, optimizers)
+        load_run(tmp_path, net, optimizers, Progress)
     save_run(tmp_path, net, optimizers, Progress())
     path = tmp_path / "state.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(SnapshotError, match="delete the folder"):
-        load_run(tmp_path, net, optimizers)
+        load_run(tmp_path, net, optimizers, Progress)
 
 
 def test_the_rate_rises_stays_and_falls() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ class Framing:
         return self.before.format(**values), self.behind.format(**values)
 
 
-class Family:
+class Family(ABC):
     """One family; towers are called as the model itself calls them."""
 
     axes = 1
@@ -55,9 +56,9 @@ class Family:
         fixed = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
         return how.size or fixed
 
+    @abstractmethod
     def see(self, pixels: Tensor) -> Seen:
         """One unit: pixels [unit, 3, h, w]."""
-        raise NotImplementedError
 
     def closing(self) -> Tensor | None:
         """Embeddings [n, hidden] that end a run of units, where a family has such."""

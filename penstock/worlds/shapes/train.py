@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from penstock.errors import PenstockError
 from penstock.worlds.net import FarView, clamped_view
 from penstock.worlds.quiet import wait_for_quiet
-from penstock.worlds.shapes.export import Progress, export, load_run, save_run
+from penstock.worlds.runs import load_run, save_run
+from penstock.worlds.shapes.export import Progress, export
 from penstock.worlds.shapes.net import ShapesNet, pixels
 from penstock.worlds.shapes.outline import WORDS
 from penstock.worlds.shapes.perceive import perceive
@@ -83,7 +84,7 @@ class Trainer:
         self.optimizers = optimizers_of(self.net, config.lr)
         self.state = Progress(config.seed)
         if config.resume:
-            self.state = load_run(self.folder, self.net, self.optimizers)
+            self.state = load_run(self.folder, self.net, self.optimizers, Progress)
         self.maker = RowMaker(self.tokenizer, config.length)
 
     def see(self) -> None:
