@@ -38,6 +38,7 @@ class Answer:
         self.finish: Finish | None = None
         self.tokens = 0  # chosen by the model so far
         self.question_tokens = 0
+        self.said: tuple[int, ...] = ()  # token ids that the stream keeps of it, once it has ended
         self.is_cancelled = False
         self._engine = engine
         self._pieces: deque[str] = deque()

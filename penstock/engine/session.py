@@ -108,14 +108,15 @@ class EngineSession:
     def ask(
         self, question: str | None = None, *, raw: bool = False, remember: bool = True, deadline: float | None = None,
         max_new: int = 128, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, stop: Sequence[str] = (),
-        seed: int = 0,
+        seed: int = 0, said: Sequence[int] = (),
     ) -> Answer:  # fmt: skip
         """Queue a question behind all that was appended; its answer begins when that is read.
 
         `deadline`: seconds from now; an answer that is not over by then is ended as it is.  `remember=False` asks a
-        fork, which is closed with its answer.
+        fork, which is closed with its answer.  `said`: token ids that it begins with (`Answer.said` of an earlier one).
         """
-        sampling = Sampling(max_new, temperature, top_k, top_p, tuple(stop), seed)
+        self.core._check_tokens(said)
+        sampling = Sampling(max_new, temperature, top_k, top_p, tuple(stop), seed, tuple(said))
         if self.drafted is not None:
             raise UsageError(f"the input of session {self.id} is a draft: end it before you ask.")
         if not remember:
@@ -123,7 +124,7 @@ class EngineSession:
             fork.closes = True
             return fork.ask(
                 question, raw=raw, deadline=deadline, max_new=max_new, temperature=temperature, top_k=top_k,
-                top_p=top_p, stop=stop, seed=seed,
+                top_p=top_p, stop=stop, seed=seed, said=said,
             )  # fmt: skip
         with self.text_lock:
             self._check_open()

@@ -64,6 +64,7 @@ class Speaking:
         assert self.finish is not None
         self.is_over, self.core._replying = True, False
         self.answer.tokens = len(self.turn.tokens)
+        self.answer.said = tuple(self.turn.tokens[: self.turn.keep])
         self.cadence.end(self.answer, self.finish, now)
         self.answer.end(self.finish)
 

@@ -13,7 +13,10 @@ from penstock.errors import UsageError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a reply is chosen.  Temperature 0 is greedy; `stop` strings end the reply and are not part of it."""
+    """How a reply is chosen.  Temperature 0 is greedy; `stop` strings end the reply and are not part of it.
+
+    `said` are token ids that were chosen before: the reply begins with them, whatever the model would say now.
+    """
 
     max_new: int = 128
     temperature: float = 0.0
@@ -21,6 +24,7 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = field(default=())
     seed: int = 0
+    said: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         rules = [
@@ -41,9 +45,12 @@ class Sampler:
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
         self.generator = torch.Generator().manual_seed(sampling.seed)
+        self._said = iter(sampling.said)
 
     def choose(self, logits: Tensor) -> int:
         """The next token id from logits [V]."""
+        for said in self._said:
+            return said
         if self.sampling.temperature == 0:
             return int(logits.argmax())
         scores = logits.detach().float().cpu() / self.sampling.temperature

@@ -17,7 +17,7 @@ from typing import Any
 from penstock.errors import OutputError, SnapshotError
 from penstock.serve.journal import Journal, sync_folder, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Folder:

@@ -5,8 +5,8 @@
 
 The order of the journal is the order of the stream.  A session of an earlier run is cold: its length is known at once,
 from the last record; its stream is made when it is needed, from the snapshot and by replaying the records behind it.
-Replaying asks every question again, with its seed: the same tokens, by the law `deterministic`.  A question whose
-answer a crash has cut is answered to its end.
+Replaying says every answer again, token by token, whatever the model would say now: in other company, on another
+machine it may round otherwise.  A question whose answer a crash has cut is answered anew.
 
 All methods wait (for the disk, for a lock) and may be called from any thread.
 """
@@ -48,10 +48,9 @@ class Hosted:
         self.is_closed = False
         self.backlog: deque[Record] = deque()
         self.asked: dict[int, Asked] = {}  # by the number of the question's record
-        self.answers: dict[int, dict[str, Any]] = {}  # of questions in the backlog
+        self.answers: dict[int, list[int]] = {}  # token ids of those to questions in the backlog
         self.failure: BaseException | None = None
         self.answered = 0  # answers that were counted here
-        self.differing = 0  # replayed answers that came out with another number of tokens
         self._number = 0
         self._replayed_since = time.monotonic()
         self.ingested = 0  # while there is no stream
@@ -113,11 +112,8 @@ class Hosted:
         threading.Thread(target=run, name=f"ask-{self.id}-aside", daemon=True).start()
         return asked
 
-    def pump(self, number: int, asked: Asked, before: int | None = None) -> None:
-        """Read an answer to its end, make it durable, then say so.
-
-        What it left in the stream is what the count lacks; in a replay, what came since there were `before` tokens.
-        """
+    def pump(self, number: int, asked: Asked) -> None:
+        """Read an answer to its end, make it durable, then say so."""
         event: Finished | BaseException
         try:
             event = asked.read()
@@ -126,12 +122,11 @@ class Hosted:
         with self.lock:
             try:
                 if isinstance(event, Finished) and not self.is_closed:
-                    state = self.tally.state_dict()
-                    kept = self.stream.status().tokens - (self.tally.tokens if before is None else before)
-                    self.tally.answer(kept)
-                    self._write("answer", {"of": number, "kept": kept, "finish": event.reason}, b"", state)
+                    state, said = self.tally.state_dict(), asked.answer.said
+                    self.tally.answer(len(said))
+                    self._write("answer", {"of": number, "said": said}, b"", state)
                     self.answered += 1
-                    event = replace(event, kept=kept, answers=self.answered)
+                    event = replace(event, kept=len(said), answers=self.answered)
             except PenstockError as error:
                 event = error
             self.asked.pop(number, None)

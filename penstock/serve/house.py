@@ -85,7 +85,7 @@ class House:
         hosted.ingested = ingested
         if records:
             tally.load_state_dict(records[-1].head["tally"])
-        hosted.answers = {r.head["of"]: r.head for r in records if r.kind == "answer"}
+        hosted.answers = {r.head["of"]: r.head["said"] for r in records if r.kind == "answer"}
         hosted.backlog.extend(record for record in records if record.kind != "answer")
         self.sessions[path.name] = hosted
 

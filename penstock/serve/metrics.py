@@ -53,9 +53,5 @@ class _Sessions:
             ("answering", "Answers under way.", sum(s["answering"] for s in found)),
             ("failed_sessions", "Sessions that a failure has stopped.", sum(s["error"] is not None for s in found)),
             ("lost_sessions", "Folders of sessions that cannot be read.", len(self._house.lost)),
-            (
-                "differing_answers", "Answers that came out otherwise when they were replayed.",
-                sum(hosted.differing for hosted in list(self._house.sessions.values())),
-            ),
         ):  # fmt: skip
             yield GaugeMetricFamily(f"penstock_{name}", about, value=value)

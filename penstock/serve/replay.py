@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from penstock.errors import SnapshotError
 from penstock.serve.asked import Asked
 from penstock.serve.hosted import COMPACT, Hosted
 from penstock.serve.journal import Record
@@ -43,24 +44,19 @@ def _replay(hosted: Hosted, record: Record) -> None:
 
 
 def _replay_ask(hosted: Hosted, record: Record) -> None:
-    known, sampling = hosted.answers.pop(record.number, None), record.head["sampling"]
-    is_cut = known is not None and known["finish"] == "cancelled"
-    if known is not None and is_cut:
-        sampling = {**sampling, "max_new": max(1, known["kept"]), "stop": ()}
+    said, sampling = hosted.answers.pop(record.number, None), record.head["sampling"]
+    if said is not None:
+        sampling = {"max_new": max(1, len(said)), "said": said}
     asked = Asked(None)
     with hosted.engine.between_steps():
         asked.answer = hosted.stream.ask(record.head["question"], raw=record.head["raw"], **sampling)
-        if known is not None and is_cut and not known["kept"]:
+        if said == []:
             asked.answer.cancel()  # before it begins: the question stays, unanswered
-        before = hosted.stream.status().tokens
-    if known is None:
+    if said is None:
         with hosted.lock:
             hosted.asked[record.number] = asked
-        hosted.pump(record.number, asked, before)
+        hosted.pump(record.number, asked)
         return
     asked.read()
-    kept = hosted.stream.status().tokens - before
-    if kept != known["kept"]:
-        with hosted.lock:
-            hosted.differing += 1
-            hosted.tally.answer(kept - known["kept"])
+    if list(asked.answer.said) != said:
+        raise SnapshotError(f"an answer of session {hosted.id} cannot be put back: serve with the libraries of before.")
