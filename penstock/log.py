@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,48 @@ TAIL = 4096  # tokens kept in memory
 BLOCK = 256  # tokens per link of the hash chain
 
 
+class Tail:
+    """The newest `most` of a row of tokens, four bytes each (a list needs forty)."""
+
+    def __init__(self, most: int, tokens: Iterable[int] = ()) -> None:
+        self.most = most
+        self._tokens = array("i")
+        self._length = 0
+        self.extend(tokens)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.last(self._length))
+
+    def __getitem__(self, index: int) -> int:
+        return self.last(self._length)[index]
+
+    def last(self, count: int) -> array[int]:
+        """The newest `count`; all, if there are fewer."""
+        return self._tokens[len(self._tokens) - min(count, self._length) :]
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """More come; the oldest go."""
+        before = len(self._tokens)
+        self._tokens.extend(tokens)
+        self._length = min(self.most, self._length + len(self._tokens) - before)
+        if len(self._tokens) > self.most + self.most // 4:  # not for every token
+            del self._tokens[: len(self._tokens) - self.most]
+
+    def cut(self, count: int) -> None:
+        """Forget the newest `count`."""
+        del self._tokens[len(self._tokens) - count :]
+        self._length -= count
+
+
 class TokenLog:
     """Counts and chains tokens.  `digest` after n tokens depends on all n and their order, not on how they arrived."""
 
     def __init__(self, tail: int = TAIL, sink: Path | None = None) -> None:
         self.count = 0
-        self.tail: deque[int] = deque(maxlen=tail)
+        self.tail = Tail(tail)
         self._chains: deque[bytes] = deque([b"\0" * 16], maxlen=tail // BLOCK + 1)  # one per block, newest last
         self._block = array("i")  # tokens since the last full block
         self._sink = sink
@@ -85,8 +121,7 @@ class TokenLog:
             first = self.count - len(self._block) - BLOCK
             self._block = array("i", self.slice(first, first + BLOCK)) + self._block
         del self._block[len(self._block) - gone :]
-        for _ in range(gone):
-            self.tail.pop()
+        self.tail.cut(gone)
         self.count = count
         self._cut_sink(gone)
 
@@ -94,7 +129,7 @@ class TokenLog:
         """Begin again: a new stream."""
         self._cut_sink(self.count)
         self.count = 0
-        self.tail.clear()
+        self.tail = Tail(self.tail.most)
         self._chains = deque([b"\0" * 16], maxlen=self._chains.maxlen)
         self._block = array("i")
 
@@ -114,8 +149,8 @@ class TokenLog:
 
     def slice(self, start: int, stop: int) -> list[int]:
         """Tokens [start, stop) by index in the stream, as far as the tail still has them."""
-        first = self.count - len(self.tail)
-        return [self.tail[i - first] for i in range(max(start, first), min(stop, self.count))]
+        newest = self.tail.last(max(0, self.count - start))
+        return newest[: max(0, len(newest) - max(0, self.count - stop))].tolist()
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state."""
@@ -125,12 +160,12 @@ class TokenLog:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of state_dict."""
         self.count = int(state["count"])
-        self.tail = deque(state["tail"], maxlen=self.tail.maxlen)
+        self.tail = Tail(self.tail.most, state["tail"])
         self._chains = deque((bytes.fromhex(c) for c in state["chains"]), maxlen=self._chains.maxlen)
         self._block = array("i", state["block"])
 
     def copy(self) -> TokenLog:
         """An independent log with the same past; the copy has no file."""
-        other = TokenLog(self.tail.maxlen or TAIL)
+        other = TokenLog(self.tail.most)
         other.load_state_dict(self.state_dict())
         return other

@@ -7,11 +7,12 @@ stream of any length is described by at most `BINS` points.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 BINS = 128
-RESERVOIR = 4096  # newest step times kept for percentiles
+RESERVOIR = 1024  # newest step times kept for percentiles
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Meter:
     step_ms: Bins = field(default_factory=Bins)
     peak_bytes: int = 0
     recent_nll: float | None = None  # mean of the last step that had predictions
-    _times: list[float] = field(default_factory=list)
+    _times: array[float] = field(default_factory=lambda: array("f"))
     _next: int = 0
 
     def step(self, position: int, tokens: int, seconds: float, nbytes: int) -> None:

@@ -51,7 +51,7 @@ def test_short_sessions_are_read_again_and_long_ones_swapped() -> None:
 def test_what_the_log_no_longer_has_is_swapped() -> None:
     e = engine(rows=1, demotion="recompute", chunk=64)
     session, other = e.open(), e.open()
-    session.core.log.tail = type(session.core.log.tail)(maxlen=32)
+    session.core.log.tail = type(session.core.log.tail)(32)
     session.append(TEXT)
     e.drain()
     other.append("x y z")
