@@ -80,6 +80,10 @@ class WatchOptions(Common):
     seconds: float | None = option(None, "Stop at this second of the stream (of world:shapes: 120).", "S")
     captions: Path | None = option(None, "Read these captions along: WebVTT, SRT, or lines with times.", "F")
     max_new: int = option(64, "Tokens of an answer at most.", "N")
+    speech: float | None = option(
+        None, "Tokens of an answer per second of the video: what is shown meanwhile is seen while it speaks.  [default: "
+        "on the clock of a video an answer takes no time; on a real clock, the time it takes]", "N",
+    )  # fmt: skip
     decoders: int = option(1, "Decode so many groups of pictures at once.", "N")
     device: str = option("cpu", "Where to run: cpu, cuda, mps, ...", "D")
     dtype: str | None = option(None, "float32, bfloat16 or float16.  [default: as the model is stored]", "T")
@@ -92,6 +96,8 @@ class WatchOptions(Common):
                 raise UsageError(f"--{name.replace('_', '-')} cannot be {value}: give a whole number from {least} on.")
         if self.seconds is not None and not 0 < self.seconds < 1e12:
             raise UsageError(f"--seconds cannot be {self.seconds}: give a positive number.")
+        if self.speech is not None and not 0 < self.speech <= 1e6:
+            raise UsageError(f"--speech cannot be {self.speech}: give tokens per second, as in 20.")
         parse_device(self.device)
         parse_dtype(self.dtype)
         parse(self.memory)
@@ -142,7 +148,7 @@ class WatchOptions(Common):
         seconds = self.seconds
         if seconds is None and self.frames is None and self.where.startswith("world:"):
             seconds = WORLD_SECONDS
-        return Limits(self.frames, seconds, self.max_new)
+        return Limits(self.frames, seconds, self.max_new, self.speech)
 
 
 def watch(options: WatchOptions) -> None:

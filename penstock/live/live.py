@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -143,6 +144,34 @@ class Live:
         """Let the next question in now, before the inputs that wait; no answer may be under way."""
         return self._begin(self._questions.popleft())
 
+    @property
+    def lets_in(self) -> bool:
+        """Whether input may enter now: no answer is under way, or all of it that is in the memory was delivered."""
+        answer = self._answer
+        return answer is None or (answer.pending is not None and answer.turn.is_settled)
+
+    def perceives(self, filled: float) -> bool:
+        """Whether what waits elsewhere (`filled`: how much of its room it takes, 0 to 1) is to enter before the next
+        token of the answer: `letting_in` is the way."""
+        answer = self._answer
+        return self.lets_in and (answer is None or self.share.perceives(answer.spent, filled))
+
+    @contextmanager
+    def letting_in(self) -> Iterator[None]:
+        """What is let into the session in here enters between two tokens of the answer under way, if there is one."""
+        session, answer = self.session, self._answer
+        assert self.lets_in, "a token of the answer may still be taken back"
+        began, before = self.clock.now(), session.tokens
+        session._replying = False  # the answer's tokens are settled: nothing of what enters now is taken back
+        try:
+            yield
+        finally:
+            session._replying = answer is not None
+            if answer is not None:
+                answer.turn.perceived += session.tokens - before
+                answer.spent = (answer.spent[0] + self.clock.now() - began, answer.spent[1])
+        self.perceived_while_speaking += answer is not None
+
     def close(self) -> list[LiveEvent]:
         """End the answer under way, let in what waits."""
         events = [self._end("interrupted")] if self._answer is not None else []
@@ -152,35 +181,24 @@ class Live:
         return events
 
     def _may_perceive(self) -> bool:
-        answer = self._answer
-        assert answer is not None
-        if self.scheme == "turns" or not len(self.inbox) or answer.pending is None or not answer.turn.is_settled:
-            return False
-        return self.share.perceives(answer.spent, len(self.inbox) / self.inbox.most)
+        waits = self.scheme != "turns" and len(self.inbox) > 0
+        return waits and self.perceives(len(self.inbox) / self.inbox.most)
 
     def _perceive(self) -> LiveEvent:
         """Let the oldest input in."""
-        item, session, answer = self.inbox.take(), self.session, self._answer
-        began, before = self.clock.now(), session.tokens
-        session._replying = False  # the answer's tokens are settled: nothing of what enters now is taken back
+        item, session, is_speaking = self.inbox.take(), self.session, self.is_speaking
+        before = session.tokens
         try:
-            if isinstance(item, str):
-                session.feed(item)
-            elif isinstance(item, Visual):
-                session.ingest_embeddings(item)
-            else:
-                session.see(item)
+            with self.letting_in():
+                if isinstance(item, str):
+                    session.feed(item)
+                elif isinstance(item, Visual):
+                    session.ingest_embeddings(item)
+                else:
+                    session.see(item)
         except InputError as error:  # a picture that cannot be read; the session is as it was before it
             return self._event("error", str(error))
-        finally:
-            session._replying = answer is not None
-            if answer is not None:
-                answer.turn.perceived += session.tokens - before
-        took = self.clock.now() - began
-        if answer is not None:
-            self.perceived_while_speaking += 1
-            answer.spent = (answer.spent[0] + took, answer.spent[1])
-        facts: dict[str, Any] = {"entered": session.tokens - before, "speaking": answer is not None}
+        facts: dict[str, Any] = {"entered": session.tokens - before, "speaking": is_speaking}
         return self._event("perceived", item if isinstance(item, str) else "", facts)
 
     # -- the answer ---------------------------------------------------------------------------------------------

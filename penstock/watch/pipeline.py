@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from penstock.core import Clock, Frame
@@ -70,9 +70,14 @@ class Pipeline:
         return self._raw.dropped_count
 
     @property
+    def is_timed(self) -> bool:
+        """Whether a real clock counts."""
+        return self.native or self.source.is_live
+
+    @property
     def now(self) -> float | None:
         """Stream time on a real clock; None where the frames are the clock."""
-        if self.began is None or not (self.native or self.source.is_live):
+        if self.began is None or not self.is_timed:
             return None
         return self.clock.now() - self.began
 
@@ -81,14 +86,19 @@ class Pipeline:
         """Frames that wait."""
         return len(self._raw) + len(self._encoded)
 
-    def items(self, patience: float | None = None) -> Iterator[Seen | Notice | Skipped | None]:
-        """What comes, in order; None when nothing came for `patience` seconds."""
+    @property
+    def filled(self) -> float:
+        """How much of the room for what waits is taken, 0 to 1."""
+        return self.lag / (self._raw.size + self._encoded.size)
+
+    def items(self, patience: Callable[[], float] | None = None) -> Iterator[Seen | Notice | Skipped | None]:
+        """What comes, in order; None when nothing came for `patience()` seconds (without it: waits for ever)."""
         for thread in self._threads:
             thread.start()
         try:
             while True:
                 try:
-                    yield self._encoded.take(patience)
+                    yield self._encoded.take(None if patience is None else patience())
                 except TimeoutError:
                     yield None
                 except Closed:

@@ -42,14 +42,17 @@ def test_questions_have_every_frame_up_to_their_second_and_none_behind() -> None
     seen = sight(budget=512)
     asked: list[tuple[str, float]] = []
 
-    def reply(question: str | None = None, **_: Any) -> Iterator[str]:
-        asked.append((str(question).strip(), seen.eyes.read_at[-1]))  # type: ignore[attr-defined]
-        yield "so"
-
-    seen.reader.reply = reply  # type: ignore[method-assign]
     watch, events = watcher(
-        video(9), ["late@3", "at two@2.0", "between@1.7", "first@0", "again@2", "end", "beyond@99"], sight=seen
-    )
+        video(9), ["late@3", "at two@2.0", "between@1.7", "first@0", "again@2", "end", "beyond@99"], sight=seen,
+        limits=Limits(max_new=2),
+    )  # fmt: skip
+    ask = watch.voice.live.ask
+
+    def asking(question: str | None = None, **given: Any) -> None:
+        asked.append((str(question).strip(), seen.eyes.read_at[-1]))  # type: ignore[attr-defined]
+        ask(question, **given)
+
+    watch.voice.live.ask = asking  # type: ignore[method-assign]
     for _ in watch.run():
         pass
     assert asked == [("first", 0.0), ("between", 1.5), ("at two", 2.0), ("again", 2.0), ("late", 3.0), ("end", 4.0)]
