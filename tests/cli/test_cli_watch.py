@@ -66,7 +66,8 @@ def test_people_read_what_was_said(watch: Callable[..., Any], clip: Path) -> Non
 
 def test_the_world_ends_by_itself(watch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(where, "_world", lambda *_: Generated(video(10**6), "the shapes world", rate=2.0))
-    assert watch("--json").last["frames"] == 240
+    monkeypatch.setattr(command_watch, "WORLD_SECONDS", 20.0)
+    assert watch("--json").last["frames"] == 40
     assert watch("--json", "--seconds", "3").last["frames"] == 6
     assert watch("--json", "--frames", "5").last["frames"] == 5
 

@@ -32,7 +32,7 @@ def test_a_growing_memory_cannot_take_the_compiled_path_and_says_why() -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
 def test_compiled_steps_equal_eager_ones_round_the_ring_and_in_a_fork() -> None:
-    model = tiny_model("llama")
+    model = tiny_model("llama", num_hidden_layers=2)
     eager, compiled = session("eager", model=model), session("compiled", model=model)
     for one in (eager, compiled):
         one.ingest(list(range(1, 31)))
@@ -50,7 +50,7 @@ def test_compiled_steps_equal_eager_ones_round_the_ring_and_in_a_fork() -> None:
 def test_two_models_and_two_kinds_of_step_do_not_share_a_graph() -> None:
     """Graphs are filed under a code object; without guards, a second model once ran the graph of the first one."""
     for seed in (0, 1):
-        model = tiny_model("llama", seed=seed).to(torch.bfloat16)
+        model = tiny_model("llama", seed=seed, num_hidden_layers=1).to(torch.bfloat16)
         eager, compiled = session("eager", model=model), session("compiled", model=model)
         first = 64 if seed == 0 else 24  # eight chunks, the last five into a full memory; the second model only decodes
         for one in (eager, compiled):
