@@ -32,6 +32,7 @@ class Limits:
     """What one request, one session and all together may take."""
 
     body_bytes: int = 8 << 20  # of a JSON body
+    header_seconds: float = 20.0  # in which the header of a request must have come
     body_seconds: float = 60.0  # in which a JSON body must have come
     pending_bytes: int = 4 << 20  # of a session; an append beyond waits
     event_bytes: int = 8 << 20  # of one message of a WebSocket
@@ -107,6 +108,8 @@ def refused(refusal: Refusal) -> Response:
     headers = {} if refusal.retry_after is None else {"retry-after": str(max(1, round(refusal.retry_after)))}
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if refusal.status in (408, 413):
+        headers["connection"] = "close"  # there is a body that nobody will read
     return JSONResponse(refusal.document(), refusal.status, headers)
 
 

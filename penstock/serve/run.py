@@ -8,11 +8,15 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
 
 from penstock.errors import UsageError
+from penstock.serve.slow import TimedHeaders
+
+_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}  # a peer that is gone is missed in two minutes
 
 
 class HttpServer(uvicorn.Server):
@@ -20,8 +24,9 @@ class HttpServer(uvicorn.Server):
 
     def __init__(self, app: Any, listener: socket.socket, on_ready: Callable[[str], None] | None = None) -> None:
         grace = app.state.server.limits.drain_seconds
+        timed: Any = partial(TimedHeaders, seconds=app.state.server.limits.header_seconds)
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, http="h11", lifespan="on", loop="asyncio",
+            app, log_config=None, access_log=False, http=timed, lifespan="on", loop="asyncio",
             ws="websockets-sansio", ws_max_size=app.state.server.limits.event_bytes, ws_per_message_deflate=False,
             ws_ping_interval=20.0, ws_ping_timeout=60.0,
             timeout_graceful_shutdown=max(1, round(grace)), server_header=False, h11_max_incomplete_event_size=1 << 16,
@@ -70,6 +75,10 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # connections inherit it
+        for name, value in _ALIVE.items():
+            if hasattr(socket, name):
+                listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         listener.bind(address)
         listener.listen(1024)
     except OSError as error:

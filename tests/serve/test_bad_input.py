@@ -203,3 +203,23 @@ def test_a_stream_that_fails_says_so_and_the_others_go_on(serving: Callable[...,
     assert http.get("/v1/sessions/broken").json()["error"]
     body = {"question": "x", "stream": False, "max_tokens": 3}
     assert http.post("/v1/sessions/fine/ask", json=body).status_code == 200
+
+
+def test_who_is_slow_to_say_what_it_wants(serving: Callable[..., Any], model: Model) -> None:
+    """Byte by byte wins no time: 408 for a header or a JSON body that does not end; silence between requests is fine."""
+    running = serving(model, limits=Limits(header_seconds=0.3, body_seconds=0.3))
+    head = request("POST", "/v1/sessions", b"", running.address).replace(b"Length: 0", b"Length: 2")
+    kept, *slow = (raw(running.address) for _ in range(4))
+    sent = [head[: len(head) - 1], head + b"{", b""]
+    for connection, data in zip(slow, sent):
+        connection.sendall(data)
+    kept.sendall(request("GET", "/v1/models", b"", running.address))
+    assert b" 200 " in kept.recv(1 << 16)
+    for connection in slow:
+        got = b"".join(iter(lambda c=connection: c.recv(1 << 16), b""))  # up to its end: the server hangs up
+        assert got.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"] == "timeout"
+        connection.close()
+    kept.sendall(request("GET", "/v1/models", b"", running.address))
+    assert b" 200 " in kept.recv(1 << 16)
+    kept.close()
