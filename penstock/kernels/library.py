@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI = 1
+ABI = 2
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 QKV, OUT, GATE_UP, DOWN, HEAD = range(5)
 NORM_IN, NORM_MLP, NORM_QUERY, NORM_KEY, NORM_LAST = range(5)
@@ -78,6 +78,18 @@ class StepOf(Structure):
     )
 
 
+class Stretch(Structure):
+    """pk_stretch."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("tokens", "hidden", "attended", "query", "key", "value", "places", "logits")),
+        ("count", c_int64),
+        ("wanted", c_int64),
+        ("layer", c_int32),
+        ("threads", c_int32),
+    )
+
+
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pk_abi": (c_int32, ()),
     "pk_built": (c_int32, ()),
@@ -90,6 +102,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pk_model_norm": (c_int32, (c_void_p, c_int32, c_int32, c_void_p, c_int32)),
     "pk_model_embedding": (c_int32, (c_void_p, c_void_p)),
     "pk_run": (c_int32, (c_void_p, POINTER(StepOf))),
+    "pk_run_stretch": (c_int32, (c_void_p, POINTER(Stretch))),
 }
 
 
@@ -123,4 +136,16 @@ def describe() -> dict[str, Any]:
     return {"built": True, "sets": sets, "uses": SETS[found.pk_chosen()], "why_not": None}
 
 
-__all__ = ["ABSENT", "SETS", "Group", "LayerMemory", "Shape", "Source", "SpanOf", "StepOf", "describe", "library"]
+__all__ = [
+    "ABSENT",
+    "SETS",
+    "Group",
+    "LayerMemory",
+    "Shape",
+    "Source",
+    "SpanOf",
+    "StepOf",
+    "Stretch",
+    "describe",
+    "library",
+]

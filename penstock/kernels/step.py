@@ -23,16 +23,9 @@ from penstock.memory.ring import RingGroup
 _KEPT: WeakKeyDictionary[nn.Module, dict[bool, tuple[Any, Weights]]] = WeakKeyDictionary()
 
 
-def memory_obstacle(memory: Memory) -> str | None:
-    """Why this memory cannot be stepped natively, or None."""
-    if memory.naive:
-        return "the naive specification has no native step"
-    for group in memory.groups:
-        if not isinstance(group, RingGroup):
-            return "this memory moves by units, which have no native step"
-        if len(group.sizes) != 1:
-            return "this cascade has several windows"
-    return None
+def is_whole(memory: Memory) -> bool:
+    """Whether a step over this memory can be one native call: one ring per layer."""
+    return all(isinstance(group, RingGroup) and len(group.sizes) == 1 for group in memory.groups)
 
 
 def weights_of(hf: nn.Module, geometry: Geometry, int8: bool = False) -> Weights:
@@ -88,8 +81,7 @@ class Native:
             own.raw_sinks = group.raw_sinks[i].data_ptr() if group.raw_sinks else None
 
     def _threads(self, count: int) -> int:
-        """No more threads than there is work for: a small model's step is over before another thread wakes."""
-        return max(1, min(torch.get_num_threads(), count * self.weights.work >> 20))
+        return self.weights.threads(count)
 
     def _where(self) -> list[tuple[int, int]]:
         return [self.memory.where[layer.index] for layer in self.memory.geometry.layers]

@@ -131,11 +131,17 @@ class Weights:
         self._keep.clear()
         self.verdict: str | None = None  # of comparing logits; empty when they agree
         self.work = weights  # bytes that a step reads, about
+        self.hidden, self.scale = shape.hidden, float(shape.scale)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tiles and of the room for a step."""
         return int(self._lib.pk_model_bytes(self.handle))
+
+    def threads(self, count: int) -> int:
+        """For a step of `count` tokens, no more than there is work for: a small model's step is over before another
+        thread wakes."""
+        return max(1, min(torch.get_num_threads(), count * self.work >> 20))
 
     def _floats(self, tensor: Tensor) -> int:
         self._keep.append(tensor.detach().float().contiguous())

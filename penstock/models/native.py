@@ -1,9 +1,9 @@
 """Whether a model and a memory have a native step, and what it takes to use one (penstock/kernels).
 
-Rules, in order: the library is there; the memory is sinks and windows of one ring per layer; the model is a stack of
-Llama blocks; its logits over a few tokens are those of the PyTorch path.  On `auto` the native step is then used,
-because it reads every weight once at the speed of memory; only where the processor has bfloat16 products of its own do
-long bfloat16 steps stay with PyTorch, which uses them.
+Rules, in order: the library is there; the model is a stack of Llama blocks; its logits over a few tokens are those of
+the PyTorch path.  On `auto` the native step is then used, because it reads every weight once at the speed of memory;
+only where the processor has bfloat16 products of its own do long bfloat16 steps stay with PyTorch, which uses them.
+With sinks and one window per layer the whole step is one call; with any other memory one between two attentions.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from penstock.core import Span
 from penstock.kernels import library
-from penstock.kernels.step import Native, memory_obstacle, weights_of
+from penstock.kernels.split import Split
+from penstock.kernels.step import Native, is_whole, weights_of
 from penstock.kernels.weights import Unfit, Weights, obstacle
 from penstock.memory import Cascade, Memory
 from penstock.memory.attend import emulates
@@ -33,10 +35,10 @@ _CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 _CLOSE_INT8 = 0.25
 
 
-def choose(attached: Attached, memory: Memory, path: str) -> tuple[Native | None, str]:
+def choose(attached: Attached, memory: Memory, path: str) -> tuple[Native | Split | None, str]:
     """The native step for a memory, or None, and why."""
     int8 = path == "native-int8"
-    reason = memory_obstacle(memory)
+    reason = "the naive specification has no native step" if memory.naive else None
     if reason is None and attached.adapter is not None:
         reason = "this family is attached through an adapter"
     reason = reason or obstacle(attached.hf, attached.geometry)
@@ -54,7 +56,10 @@ def choose(attached: Attached, memory: Memory, path: str) -> tuple[Native | None
     if reason is not None:
         return None, reason
     kind = "int8" if int8 else str(attached.geometry.dtype).removeprefix("torch.")
-    return Native(weights, memory, attached.vocabulary), f"{library.describe()['uses']}, {kind} weights"
+    about = f"{library.describe()['uses']}, {kind} weights"
+    if is_whole(memory):
+        return Native(weights, memory, attached.vocabulary), about
+    return Split(weights, memory, attached.vocabulary), f"{about}, the memory moves by itself"
 
 
 @cache
@@ -89,8 +94,9 @@ def verify(attached: Attached, weights: Weights, int8: bool) -> str | None:
 class NativeSteps:
     """The native steps of one memory, behind the arguments of `Attached.run`."""
 
-    def __init__(self, native: Native, attached: Attached) -> None:
+    def __init__(self, native: Native | Split, attached: Attached) -> None:
         self.native = native
+        self.planned = isinstance(native, Split)  # whether it needs the memory's own plan of a step
         # PyTorch multiplies long bfloat16 steps in hardware where there is some.
         self._short = (
             not emulates(attached.geometry.dtype, attached.device) and attached.geometry.dtype == torch.bfloat16
@@ -100,12 +106,14 @@ class NativeSteps:
         """Whether a step runs natively."""
         return not (self._short and sum(span.count for span in spans) >= _LONG)
 
-    def run(self, spans: Sequence[Span], ids: Tensor, logits: Logits | Tensor) -> Tensor | None:
-        """Inside a step of the memory that was not planned; logits as Attached.run."""
+    def run(self, step: Any, spans: Sequence[Span], ids: Tensor, logits: Logits | Tensor) -> Tensor | None:
+        """Inside a step of the memory, planned if `planned`; logits as Attached.run."""
         if isinstance(logits, Tensor):
             places: Tensor | None = logits
         elif logits == "none":
             places = None
         else:
             places = torch.arange(0 if logits == "all" else len(ids) - 1, len(ids))
+        if isinstance(self.native, Split):
+            return self.native.run(step, ids, places)
         return self.native.run(spans, ids, places)

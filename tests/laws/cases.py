@@ -45,7 +45,16 @@ EVERYWHERE = ("streaming-llm", "window")  # all laws on all encodings
 CHUNKS = (1, 7, 64, None)  # None: whole
 LENGTH = 131  # divides by nothing
 TOLERANCE = 1e-5
-NATIVE = ("window", "streaming-llm", "dense")  # methods whose laws run over the native step too
+# Methods whose laws run over the native step too, and which: whole steps, then stretches around an archive, heads that
+# are placed apart, and a codec (whose codes differ by the last bit of a product, which the number of rows decides).
+NATIVE: dict[str, frozenset[str] | None] = {
+    "window": None,
+    "streaming-llm": None,
+    "dense": None,
+    "infllm": frozenset({"chunk_invariant", "forkable", "resumable"}),
+    "duo-attention": frozenset({"chunk_invariant", "rows_independent"}),
+    "kv8": frozenset({"bounded", "causal"}),
+}
 _NATIVE: dict[Memory, NativeSteps] = {}  # apart from the memories, whose bytes are counted
 
 
@@ -76,8 +85,14 @@ class Case:
         return f"{self.method}@{self.family}" + ("+native" if self.native else "")
 
     @property
+    def differs(self) -> bool:
+        """Whether its codes may be others than those of its specification: in float32, by the last bit of a product."""
+        return self.native and getattr(self.method, "rounds", False)
+
+    @property
     def model(self) -> Attached:
-        return attached(self.family, torch.float64 if getattr(self.method, "rounds", False) else torch.float32)
+        wide = getattr(self.method, "rounds", False) and not self.native
+        return attached(self.family, torch.float64 if wide else torch.float32)
 
     @property
     def budget(self) -> int | None:
@@ -155,8 +170,8 @@ class Case:
             found, why = choose(self.model, memory, "native")
             assert found is not None, why
             steps = _NATIVE[memory] = NativeSteps(found, self.model)
-        with memory.step(spans, phase, planned=False):
-            logits = steps.run(spans, torch.cat(list(packed.values())), "all")
+        with memory.step(spans, phase, planned=steps.planned) as step:
+            logits = steps.run(step, spans, torch.cat(list(packed.values())), "all")
         assert logits is not None
         return dict(zip(packed, logits.split([span.count for span in spans])))
 
@@ -222,7 +237,7 @@ def cases() -> Sequence[Case]:
                 case = Case(method, family, laws=tried)
                 found += [case] if supported(case) else []
                 if i == 0 and kind.name in NATIVE and family == "llama" and library.library() is not None:
-                    found.append(Case(method, family, native=True))
+                    found.append(Case(method, family, laws=NATIVE[kind.name], native=True))
     return tuple(found)
 
 

@@ -145,12 +145,17 @@ void make_angles(const pk_model *model, const pk_step *step) {
   }
 }
 
+bool whole(const pk_model *model) {
+  const LayerWeights &last = model->layers[model->shape.layers - 1];
+  return last.down.data && model->head.data && model->norm_last && model->embedding;
+}
+
 }  // namespace
 }  // namespace pk
 
 using namespace pk;
 
-int32_t pk_abi(void) { return 1; }
+int32_t pk_abi(void) { return 2; }
 
 int32_t pk_built(void) {
   int32_t found = 1;
@@ -236,11 +241,10 @@ int32_t pk_model_embedding(pk_model *model, const void *rows) {
 }
 
 int32_t pk_run(pk_model *model, const pk_step *asked) {
-  const LayerWeights &last = model->layers[model->shape.layers - 1];
-  if (!last.down.data || !model->head.data || !model->norm_last || !model->embedding) return 1;
+  if (!whole(model)) return 1;
   Hold hold;
   const int threads = prepare_threads(asked->threads);
-  Step step{model, asked, shared_barrier(), threads, asked->count > FEW, 0};
+  Step step{model, asked, shared_barrier(), threads, asked->count > FEW, 0, nullptr};
   int sinks = 0;
   for (int g = 0; g < asked->group_count; g++) sinks = asked->groups[g].sinks > sinks ? asked->groups[g].sinks : sinks;
   for (int s = 0; s < asked->span_count; s++) {
@@ -250,6 +254,20 @@ int32_t pk_run(pk_model *model, const pk_step *asked) {
   const int64_t tokens = asked->count > asked->wanted ? asked->count : asked->wanted;
   if (!make_room(model, tokens, threads, asked->group_count, sinks)) return 2;
   make_angles(model, asked);
+  run_held(threads, function(), &step);
+  return 0;
+}
+
+int32_t pk_run_stretch(pk_model *model, const pk_stretch *stretch) {
+  if (!whole(model)) return 1;
+  Hold hold;
+  const int threads = prepare_threads(stretch->threads);
+  pk_step asked = {};
+  asked.tokens = stretch->tokens, asked.places = stretch->places, asked.logits = stretch->logits;
+  asked.count = stretch->count, asked.wanted = stretch->wanted;
+  Step step{model, &asked, shared_barrier(), threads, true, 0, stretch};
+  const int64_t tokens = asked.count > asked.wanted ? asked.count : asked.wanted;
+  if (!make_room(model, tokens, threads, 0, 0)) return 2;
   run_held(threads, function(), &step);
   return 0;
 }

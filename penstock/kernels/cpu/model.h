@@ -74,6 +74,7 @@ struct Step {
   int threads;
   bool shared;   // tokens are prepared once, by shares, with a barrier behind it
   int chunks;    // spans of more than one token
+  const pk_stretch *stretch;  // null: the whole step
 };
 
 using StepFunction = void (*)(void *step, int thread);

@@ -63,6 +63,20 @@ struct pk_step {
   int32_t span_count, group_count, threads, unused;
 };
 
+// A stretch of a step whose attention is computed by somebody else: what follows attention in layer `layer - 1` and what
+// comes before it in layer `layer`.  Layer 0 begins with the embedding, layer `layers` ends with logits.
+struct pk_stretch {
+  const int64_t *tokens;  // [count]; layer 0 only
+  float *hidden;          // [count, hidden], the caller's from stretch to stretch
+  const void *attended;   // [count, heads, width] as stored; from layer 1 on
+  void *query;            // [count, heads, width] as stored, raw (position 0), as are
+  void *key, *value;      // [count, kv_heads, width]
+  const int64_t *places;  // as in pk_step, layer `layers` only
+  void *logits;
+  int64_t count, wanted;
+  int32_t layer, threads;
+};
+
 struct pk_model;
 
 int32_t pk_abi(void);
@@ -79,6 +93,8 @@ int32_t pk_model_norm(pk_model *model, int32_t layer, int32_t which, const float
 int32_t pk_model_embedding(pk_model *model, const void *rows);
 // 0 when done; otherwise the step was not begun: 1 a piece is missing, 2 no memory for its intermediate results.
 int32_t pk_run(pk_model *model, const pk_step *step);
+// The same for one stretch.
+int32_t pk_run_stretch(pk_model *model, const pk_stretch *stretch);
 }
 #if defined(__GNUC__)
 #pragma GCC visibility pop

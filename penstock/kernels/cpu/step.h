@@ -2,6 +2,8 @@
 //
 //   embed | norm, QKV | rotate, write, read by slots | merge, out | norm, gate x up | down |  ... layers ...  norm, logits
 //
+// A stretch (pk_stretch) is the same list, entered behind one attention and left before the next.
+//
 // Matrices are split by tiles of outputs, attention of single tokens by slots, of chunks by head and block of queries.
 #pragma once
 #include "chunk.h"
@@ -45,13 +47,14 @@ struct Run {
   Room *room;
   Own *own;
   const pk_shape *shape;
+  float *hidden;  // [n, hidden], from layer to layer
   int threads, group, heads, kv, width;
   int64_t n;
 
   Run(Step *given, int thread)
       : step(given), thread(thread), model(given->model), asked(given->asked), room(&given->model->room), own(given->model->room.own + thread),
-        shape(&given->model->shape), threads(given->threads), group(shape->heads / shape->kv_heads), heads(shape->heads), kv(shape->kv_heads),
-        width(shape->width), n(given->asked->count) {}
+        shape(&given->model->shape), hidden(given->stretch ? given->stretch->hidden : room->h), threads(given->threads),
+        group(shape->heads / shape->kv_heads), heads(shape->heads), kv(shape->kv_heads), width(shape->width), n(given->asked->count) {}
 
   void meet() { step->barrier->wait(); }
 
@@ -277,7 +280,7 @@ struct Run {
     const int64_t size = shape->hidden;
     for (int64_t i = mine.begin; i < mine.end; i++) {
       const T *row = static_cast<const T *>(model->embedding) + asked->tokens[i] * size;
-      for (int64_t d = 0; d < size; d++) room->h[i * size + d] = get(row + d);
+      for (int64_t d = 0; d < size; d++) hidden[i * size + d] = get(row + d);
     }
   }
 
@@ -292,29 +295,31 @@ struct Run {
     return out;
   }
 
-  void layer(const LayerWeights &weights, const pk_layer_memory &memory) {
-    const int64_t hidden = shape->hidden, inner = shape->intermediate, all = int64_t(heads) * width, wide = all + 2 * int64_t(kv) * width;
-    const float *x = normed(room->h, n, weights.norm_in);
-    Share mine = share(weights.qkv.tiles, thread, threads);
-    multiply(weights.qkv, mine.begin, mine.end, x, hidden, n, own, [&](int64_t r, int64_t column, const float *values, int count) {
+  // Queries, keys and values of all tokens, a row behind the other.
+  void before(const LayerWeights &weights) {
+    const int64_t wide = int64_t(heads + 2 * kv) * width;
+    const float *x = normed(hidden, n, weights.norm_in);
+    const Share mine = share(weights.qkv.tiles, thread, threads);
+    multiply(weights.qkv, mine.begin, mine.end, x, shape->hidden, n, own, [&](int64_t r, int64_t column, const float *values, int count) {
       memcpy(room->qkv + r * wide + column, values, sizeof(float) * size_t(wide - column < count ? wide - column : count));
     });
     meet();
-    attend(weights, memory);
-    meet();
-    if (step->chunks) write_chunks(memory);
-    const float *attended = merged();
+  }
+
+  // What follows attention, whose output is [n, heads * width].
+  void after(const LayerWeights &weights, const float *attended) {
+    const int64_t size = shape->hidden, inner = shape->intermediate;
     auto add = [&](int64_t r, int64_t column, const float *values, int count) {
-      float *to = room->h + r * hidden + column;
-      const int64_t real = hidden - column < count ? hidden - column : count;
+      float *to = hidden + r * size + column;
+      const int64_t real = size - column < count ? size - column : count;
       for (int64_t c = 0; c < real; c++) to[c] += values[c];
     };
-    mine = share(weights.out.tiles, thread, threads);
-    multiply(weights.out, mine.begin, mine.end, attended, all, n, own, add);
+    Share mine = share(weights.out.tiles, thread, threads);
+    multiply(weights.out, mine.begin, mine.end, attended, int64_t(heads) * width, n, own, add);
     meet();
-    x = normed(room->h, n, weights.norm_mlp);
+    const float *x = normed(hidden, n, weights.norm_mlp);
     mine = share(weights.gate_up.tiles / 2, thread, threads);
-    multiply(weights.gate_up, 2 * mine.begin, 2 * mine.end, x, hidden, n, own, [&](int64_t r, int64_t column, const float *values, int) {
+    multiply(weights.gate_up, 2 * mine.begin, 2 * mine.end, x, size, n, own, [&](int64_t r, int64_t column, const float *values, int) {
       float *to = room->act + r * inner + column / 2;
       float product[TILE];
       for (int c = 0; c < TILE; c++) product[c] = values[c] / (1.0f + exponential(-values[c])) * values[TILE + c];
@@ -325,6 +330,14 @@ struct Run {
     mine = share(weights.down.tiles, thread, threads);
     multiply(weights.down, mine.begin, mine.end, room->act, inner, n, own, add);
     meet();
+  }
+
+  void layer(const LayerWeights &weights, const pk_layer_memory &memory) {
+    before(weights);
+    attend(weights, memory);
+    meet();
+    if (step->chunks) write_chunks(memory);
+    after(weights, merged());
   }
 
   // Attention's output [n, heads * width]: single tokens are merged from the threads' parts.
@@ -345,21 +358,66 @@ struct Run {
   }
 
   void logits() {
-    const int64_t hidden = shape->hidden, wanted = asked->wanted, size = shape->vocabulary;
+    const int64_t size = shape->hidden, wanted = asked->wanted, vocabulary = shape->vocabulary;
     if (!wanted) return;
     const Share rows = share(wanted, thread, threads);
-    for (int64_t i = rows.begin; i < rows.end; i++) memcpy(room->places + i * hidden, room->h + asked->places[i] * hidden, sizeof(float) * size_t(hidden));
+    for (int64_t i = rows.begin; i < rows.end; i++) memcpy(room->places + i * size, hidden + asked->places[i] * size, sizeof(float) * size_t(size));
     meet();
     const float *x = normed(room->places, wanted, model->norm_last);
     const Share mine = share(model->head.tiles, thread, threads);
-    multiply(model->head, mine.begin, mine.end, x, hidden, wanted, own, [&](int64_t r, int64_t column, const float *values, int count) {
-      T *to = static_cast<T *>(asked->logits) + r * size + column;
-      const int64_t real = size - column < count ? size - column : count;
+    multiply(model->head, mine.begin, mine.end, x, size, wanted, own, [&](int64_t r, int64_t column, const float *values, int count) {
+      T *to = static_cast<T *>(asked->logits) + r * vocabulary + column;
+      const int64_t real = vocabulary - column < count ? vocabulary - column : count;
       for (int64_t c = 0; c < real; c++) put(to + c, values[c]);
     });
   }
 
+  // -- a stretch ------------------------------------------------------------------------------------------------------
+
+  // Raw queries, keys and values as the caller wants them: through their norms, in the stored kind.
+  void give(const LayerWeights &layer, const pk_stretch &to) {
+    const int all = heads + 2 * kv;
+    const Share mine = share(n * all, thread, threads);
+    float plain[1024];
+    for (int64_t item = mine.begin; item < mine.end; item++) {
+      const int64_t i = item / all;
+      const int h = int(item % all);
+      const float *x = room->qkv + item * width, *norm = h < heads ? layer.norm_query : h < heads + kv ? layer.norm_key : nullptr;
+      const float factor = h < heads + kv ? shape->factor : 1.0f;
+      if (norm) normalise(x, norm, width, shape->eps_heads, plain), x = plain;
+      T *out = h < heads        ? static_cast<T *>(to.query) + (i * heads + h) * width
+               : h < heads + kv ? static_cast<T *>(to.key) + (i * kv + h - heads) * width
+                                : static_cast<T *>(to.value) + (i * kv + h - heads - kv) * width;
+      for (int d = 0; d < width; d++) put(out + d, x[d] * factor);
+    }
+  }
+
+  // Attention's output in float32: every thread by itself if there are few tokens, else by shares.
+  const float *taken(const void *attended) {
+    const int64_t size = int64_t(heads) * width;
+    const T *from = static_cast<const T *>(attended);
+    const bool alone = n <= FEW;
+    float *out = alone ? own->merged : room->attended;
+    const Share mine = alone ? Share{0, n} : share(n, thread, threads);
+    for (int64_t i = mine.begin * size; i < mine.end * size; i++) out[i] = get(from + i);
+    if (!alone) meet();
+    return out;
+  }
+
+  void stretch(const pk_stretch &given) {
+    if (given.layer > 0) {
+      after(model->layers[given.layer - 1], taken(given.attended));
+    } else {
+      embed();
+      meet();
+    }
+    if (given.layer == shape->layers) return logits();
+    before(model->layers[given.layer]);
+    give(model->layers[given.layer], given);
+  }
+
   void operator()() {
+    if (step->stretch) return stretch(*step->stretch);
     embed();
     meet();
     for (int l = 0; l < shape->layers; l++) layer(model->layers[l], asked->memory[l]);

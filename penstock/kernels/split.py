@@ -1,0 +1,64 @@
+"""Native steps over any memory: all that reads weights is native, attention is the memory's own.
+
+A step is cut where a layer attends:
+
+    embed, QKV of layer 0 | attend | out, MLP of layer 0, QKV of layer 1 | attend | ...  | out, MLP of the last, logits
+
+and each piece between two attentions (a stretch) is one call of the library, on its threads and tiles.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penstock.kernels import library as lib
+from penstock.kernels.weights import Weights
+from penstock.memory import Memory
+
+
+class Split:
+    """The native stretches of one model around the attention of one memory."""
+
+    def __init__(self, weights: Weights, memory: Memory, vocabulary: int) -> None:
+        self.weights, self.memory, self.vocabulary = weights, memory, vocabulary
+        self._run = lib.library().pk_run_stretch
+        first = memory.geometry.layers[0]
+        self._heads, self._kv, self._width = first.query_heads, first.kv_heads, first.key_width
+        self._layers = [layer.index for layer in memory.geometry.layers]
+
+    def run(self, step: Any, tokens: Tensor, places: Tensor | None) -> Tensor | None:
+        """Tokens [N] int64 through a planned step of the memory, logits [k, V] at `places` [k]."""
+        tokens, count = tokens.contiguous(), len(tokens)
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.vocabulary:
+            raise IndexError(f"a token is outside of the vocabulary of {self.vocabulary}")
+        dtype = self.memory.geometry.dtype
+        hidden = torch.empty(count, self.weights.hidden)
+        query = torch.empty(count, self._heads, self._width, dtype=dtype)
+        own = lib.Stretch(
+            tokens=tokens.data_ptr(), hidden=hidden.data_ptr(), query=query.data_ptr(), count=count,
+            threads=self.weights.threads(count),
+        )  # fmt: skip
+        for i, layer in enumerate(self._layers):
+            # Keys and values are the memory's from here on: each layer has tensors of its own.
+            key, value = (torch.empty(count, self._kv, self._width, dtype=dtype) for _ in range(2))
+            own.layer, own.key, own.value = i, key.data_ptr(), value.data_ptr()
+            self._call(own)
+            parts = (x.transpose(0, 1)[None] for x in (query, key, value))
+            attended = step.attend(layer, *parts, scale=self.weights.scale).contiguous()
+            own.attended = attended.data_ptr()
+        own.layer = len(self._layers)
+        out = None
+        if places is not None:
+            places = places.contiguous()
+            out = torch.empty(len(places), self.vocabulary, dtype=dtype)
+            own.places, own.wanted, own.logits = places.data_ptr(), len(places), out.data_ptr()
+        self._call(own)
+        return out
+
+    def _call(self, stretch: lib.Stretch) -> None:
+        if self._run(self.weights.handle, ctypes.byref(stretch)):
+            raise MemoryError("there is no memory for the intermediate results of a native step")
