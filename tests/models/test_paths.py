@@ -84,7 +84,7 @@ def test_a_step_that_breaks_beside_a_compiler_is_run_again_exactly(monkeypatch: 
         return out
 
     good.ingest(list(range(70, 70 + count)))
-    monkeypatch.setattr(paths, "_under_way", 1)
+    monkeypatch.setattr(paths.compiled, "under_way", 1)
     monkeypatch.setattr(Attached, "run", breaks_once)
     bad.ingest(list(range(70, 70 + count)))
     monkeypatch.undo()
