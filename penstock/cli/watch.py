@@ -3,8 +3,9 @@
 # ruff: noqa: RUF009
 from __future__ import annotations
 
+import importlib.util
 import re
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from penstock.cli.options import DEFAULT_MEMORY
 from penstock.cli.output import ClosedOutput, Output
 from penstock.cli.summary import ResidentSet
 from penstock.cli.threads import Threads
+from penstock.cli.watch_page import Page, served
 from penstock.cli.watch_views import Reporter, reporter_for, summary, summary_table
 from penstock.core import Budget, Clock, RealClock, SimulatedClock
-from penstock.errors import UsageError
+from penstock.errors import MissingExtra, UsageError
 from penstock.io.bounded import Policy
 from penstock.io.captions import Caption, read_captions
 from penstock.io.frames import FrameSource
@@ -81,21 +83,29 @@ class WatchOptions(Common):
     captions: Path | None = option(None, "Read these captions along: WebVTT, SRT, or lines with times.", "F")
     max_new: int = option(64, "Tokens of an answer at most.", "N")
     speech: float | None = option(
-        None, "Tokens of an answer per second of the video: what is shown meanwhile is seen while it speaks.  [default: "
-        "on the clock of a video an answer takes no time; on a real clock, the time it takes]", "N",
+        None, "Tokens of an answer per second of the video: what is shown meanwhile is seen while it speaks.  "
+        "[default: on the clock of a video an answer takes no time; on a real clock, the time it takes]", "N",
     )  # fmt: skip
     decoders: int = option(1, "Decode so many groups of pictures at once.", "N")
     device: str = option("cpu", "Where to run: cpu, cuda, mps, ...", "D")
     dtype: str | None = option(None, "float32, bfloat16 or float16.  [default: as the model is stored]", "T")
     seed: int = option(0, "Of the world.", "S")
+    serve: bool = option(
+        False,
+        "Show it in a browser too, with the picture, on this machine; questions can be typed there, also when the "
+        "source has ended.  A video plays at its own speed, the world for ever.",
+    )
+    port: int = option(8321, "The port of --serve; 0 is any free one.", "P")
 
     def __post_init__(self) -> None:
-        for name, least in (("frames", 1), ("max_new", 1), ("decoders", 1), ("seed", 0)):
+        for name, least in (("frames", 1), ("max_new", 1), ("decoders", 1), ("seed", 0), ("port", 0)):
             value = getattr(self, name)
-            if value is not None and not least <= value < 1 << 31:
+            if value is not None and not least <= value < (1 << 16 if name == "port" else 1 << 31):
                 raise UsageError(f"--{name.replace('_', '-')} cannot be {value}: give a whole number from {least} on.")
         if self.seconds is not None and not 0 < self.seconds < 1e12:
             raise UsageError(f"--seconds cannot be {self.seconds}: give a positive number.")
+        if self.serve and not all(importlib.util.find_spec(name) for name in ("starlette", "uvicorn")):
+            raise MissingExtra("penstock watch --serve", "serve")
         if self.speech is not None and not 0 < self.speech <= 1e6:
             raise UsageError(f"--speech cannot be {self.speech}: give tokens per second, as in 20.")
         parse_device(self.device)
@@ -137,7 +147,7 @@ class WatchOptions(Common):
     def rate_wanted(self) -> tuple[bool, float | None]:
         """Whether to play at native speed, and frames per second to look at (None: all)."""
         if self.rate is None:
-            return False, RATE
+            return self.serve, RATE
         match = re.fullmatch(r"(native)?:?(\d+(?:\.\d+)?)?", self.rate.strip())
         if match is None or not any(match.groups()) or (match[2] and not 0 < float(match[2]) <= 1000):
             raise UsageError(f"--rate cannot be {self.rate!r}: give frames per second (2), native or native:2.")
@@ -146,7 +156,7 @@ class WatchOptions(Common):
     @property
     def limits(self) -> Limits:
         seconds = self.seconds
-        if seconds is None and self.frames is None and self.where.startswith("world:"):
+        if seconds is None and self.frames is None and self.where.startswith("world:") and not self.serve:
             seconds = WORLD_SECONDS
         return Limits(self.frames, seconds, self.max_new, self.speech)
 
@@ -182,9 +192,10 @@ def _run(
     with Interrupts() as interrupts, reporter_for(out) as reporter:
         watcher = Watch(
             pipeline, sight.eyes, sight.reader, requests, Agenda(options.questions), captions, options.limits,
-            emit=reporter.event, stopped=lambda: interrupts.flagged, note=threads.note,
+            emit=reporter.event, stopped=lambda: interrupts.flagged, note=threads.note, lingers=options.serve,
         )  # fmt: skip
-        closed = _through(watcher, reporter, resident)
+        with served(watcher, sight, options.port) if options.serve else nullcontext() as page:
+            closed = _through(watcher, reporter, resident, page)
     threads.restore()
     facts = summary(watcher, sight, options, resident)
     if closed:
@@ -195,12 +206,13 @@ def _run(
         out.show(summary_table(facts))
 
 
-def _through(watcher: Watch, reporter: Reporter, resident: ResidentSet) -> bool:
+def _through(watcher: Watch, reporter: Reporter, resident: ResidentSet, page: Page | None) -> bool:
     """To the end; returns whether nobody reads the output any more."""
-    tick: Callable[[], None] = lambda: reporter.tick(watcher, resident)  # noqa: E731
     try:
         for _ in watcher.run():
-            tick()
+            reporter.tick(watcher, resident)
+            if page is not None:
+                page.tick(resident)
         reporter.last(watcher, resident)
     except ClosedOutput:
         return True

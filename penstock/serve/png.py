@@ -11,7 +11,7 @@ LONGEST = 640  # pixels of a side
 
 
 def png(image: np.ndarray, longest: int = LONGEST) -> bytes:
-    """uint8 [height, width, 3] as PNG; pictures with a longer side are made smaller by leaving out lines and columns."""
+    """uint8 [height, width, 3] as PNG; where a side is longer, lines and columns are left out."""
     step = -(-max(image.shape[:2]) // longest)
     shown = image[::step, ::step]
     height, width, _ = shown.shape

@@ -165,8 +165,8 @@ class WatchServer:
 
     def __init__(self, watched: Watched, listener: socket.socket) -> None:
         config = uvicorn.Config(
-            create_app(watched), log_config=None, access_log=False, http="h11", lifespan="off", loop="asyncio", ws="none",
-            server_header=False, limit_concurrency=64, timeout_graceful_shutdown=1,
+            create_app(watched), log_config=None, access_log=False, http="h11", lifespan="off", loop="asyncio",
+            ws="none", server_header=False, limit_concurrency=64, timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._server, self._listener = uvicorn.Server(config), listener
         self._thread = threading.Thread(target=self._run, name="penstock-watch-server", daemon=True)

@@ -54,6 +54,10 @@ export const remove = (id) => json("DELETE", one(id));
 export const fork = (id, name) => json("POST", one(id, "/fork"), name ? { id: name } : {});
 export const save = (id) => json("POST", one(id, "/save"), {});
 
+/** What a watcher did since event number `after`. */
+export const events = async (id, after) => (await send("GET", one(id, `/events?after=${after}`), soon())).json();
+export const pictureOf = (id, frame) => one(id, `/picture?frame=${frame}`);
+
 /** Text or a file of any length; the answer comes when the server has it for good. */
 export async function append(id, data, signal) {
   return (await send("POST", one(id, "/append"), { body: data, type: "text/plain; charset=utf-8", signal })).json();

@@ -9,7 +9,7 @@ const BUSY = 700, IDLE = 2000, HIDDEN = 15000; // milliseconds between looks
 const FIRST = 500, LAST = 15000; // after failures, doubling
 const METRICS = 3000;
 
-const state = { sessions: [], chosen: null, failures: 0, isKnown: false, metricsAt: 0, isLooking: false, timer: 0 };
+const state = { sessions: [], chosen: null, failures: 0, isKnown: false, watching: null, metricsAt: 0, isLooking: false, timer: 0 };
 const views = new Map(); // of sessions that were opened: what they said stays while others are looked at
 
 // -- what is shown -----------------------------------------------------------------------------------------------
@@ -80,6 +80,9 @@ async function look() {
     if (!state.isKnown) {
       const health = await api.health();
       say(at("model"), health.model ?? "");
+      state.watching = health.watching ?? null;
+      for (const id of ["new", "empty-new", "token-button"]) at(id).hidden = state.watching !== null;
+      if (state.watching !== null && chosenOf() === null) open(state.watching);
     }
     state.sessions = await api.list();
     note(state.sessions, now);
@@ -92,7 +95,7 @@ async function look() {
       state.metricsAt = now;
       showMetrics(await api.metrics());
     }
-    const isBusy = state.sessions.some((session) => session.answering || session.bytes_pending > 64);
+    const isBusy = state.sessions.some((session) => session.answering || session.bytes_pending > 64 || (session.kind === "video" && !session.ended));
     later(document.hidden ? HIDDEN : isBusy ? BUSY : IDLE);
   } catch (error) {
     missed(error);

@@ -25,6 +25,13 @@ export function ms(value) {
   return `${value === 0 ? 0 : value < 10 ? value.toFixed(1) : value.toFixed(0)} ms`;
 }
 
+/** Seconds of a stream: 01:05.0, 1:01:05.0 */
+export function clock(seconds) {
+  const hours = Math.floor(seconds / 3600), minutes = Math.floor(seconds / 60) % 60;
+  const rest = (seconds % 60).toFixed(1).padStart(4, "0");
+  return `${hours ? `${hours}:` : ""}${String(minutes).padStart(2, "0")}:${rest}`;
+}
+
 export const nats = (value) => value.toFixed(2);
 
 const PLACES = { new: "empty", device: "device", ram: "RAM", disk: "disk" };

@@ -1,11 +1,13 @@
 // What a session can show below its plots.  A panel is { kinds, wide, make(session, context) } -> an element, with an
-// optional update(session).  A session without `kind` is a stream of text; one that watches a camera will come with
-// `kind: "video"` and gets the panels that name it (picture, events): add a file and a line here.
+// optional update(session).  A session without `kind` is a stream of text; one that watches a camera comes with
+// `kind: "video"`.  For more: add a file and a line here.
 import { feed } from "./feed.js";
+import { picture } from "./picture.js";
 import { talk } from "./talk.js";
 
 const PANELS = [
   { kinds: ["text"], make: feed },
+  { kinds: ["video"], make: picture },
   { kinds: ["text", "video"], make: talk },
 ];
 

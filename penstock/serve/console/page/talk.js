@@ -6,14 +6,15 @@ import * as format from "./format.js";
 const MOST = 200; // turns kept on the page
 
 export function talk(session, { id, failed, changed }) {
+  const isVideo = session.kind === "video";
   const log = h("div", { class: "talk-log", role: "log", "aria-label": "Questions and answers", tabindex: "0" },
-    h("p", { class: "talk-empty" }, "Ask about what the stream has said so far. Question and answer become part of it."));
-  const box = h("textarea", { id: `ask-${id}`, rows: "1", placeholder: "Ask a question, or leave it empty to let the model go on", spellcheck: "false" });
+    h("p", { class: "talk-empty" }, isVideo ? "Ask about what has been seen. It goes on seeing while it answers." : "Ask about what the stream has said so far. Question and answer become part of it."));
+  const box = h("textarea", { id: `ask-${id}`, rows: "1", placeholder: isVideo ? "Ask about what is seen" : "Ask a question, or leave it empty to let the model go on", spellcheck: "false" });
   const send = h("button", { class: "primary", type: "button", "data-act": "ask" }, "Ask");
   const cancel = h("button", { type: "button", "data-act": "cancel", hidden: true }, "Cancel");
   const number = (name, label, value, limits) => h("label", {}, label, h("input", { type: "number", name, value, ...limits }));
   const check = (name, label, on) => h("label", { class: "check" }, h("input", { type: "checkbox", name, checked: on }), label);
-  const options = h("details", { class: "options" }, h("summary", {}, "Options"),
+  const options = isVideo ? h("div", { class: "options options-grid" }, check("interrupt", "End the answer under way", true)) : h("details", { class: "options" }, h("summary", {}, "Options"),
     h("div", { class: "options-grid" },
       number("max_tokens", "Tokens at most", 64, { min: 1, max: 4000, step: 1 }),
       number("temperature", "Temperature", 0, { min: 0, max: 2, step: 0.1 }),
@@ -26,6 +27,7 @@ export function talk(session, { id, failed, changed }) {
 
   function body() {
     const given = (name) => options.querySelector(`[name=${name}]`);
+    if (isVideo) return { interrupt: given("interrupt").checked };
     const out = { temperature: Number(given("temperature").value), max_tokens: Number(given("max_tokens").value) };
     if (given("seed").value !== "") out.seed = Number(given("seed").value);
     if (given("raw").checked) out.raw = true;
@@ -46,8 +48,8 @@ export function talk(session, { id, failed, changed }) {
   }
 
   async function ask() {
-    if (answering !== null) return;
     const question = box.value;
+    if (answering !== null || (isVideo && !question.trim())) return;
     const { element, answer, facts } = turn(question);
     answering = new AbortController();
     send.disabled = true;
@@ -71,7 +73,7 @@ export function talk(session, { id, failed, changed }) {
       const spent = performance.now() - began;
       const tokens = usage?.completion_tokens ?? 0;
       const rate = first !== null && tokens > 1 ? `, ${format.ms((spent - first) / (tokens - 1))} per token` : "";
-      const why = finish === "length" ? ", all that was asked for" : "";
+      const why = finish === "length" ? ", all that was asked for" : finish === "interrupted" || finish === "monitor" ? `, cut: ${finish}` : "";
       end("done", `${format.some(tokens, "token")}${why} · first text after ${format.ms(first ?? spent)}${rate}`);
     } catch (error) {
       if (error.name === "AbortError") end("cancelled", "cancelled: the stream keeps what was spoken");
