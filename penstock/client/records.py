@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 
@@ -32,6 +32,7 @@ class SessionInfo(_Record):
     durable: bool
     error: str | None = None
     seconds: float = 0.0  # of the model's time, spent on this session since it was made or restored
+    pace: dict[str, Any] = field(default_factory=dict)  # how its answers came: first_ms, between_ms, stalls, deadlines
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from penstock.engine.cadence import Cadence
 from penstock.engine.records import Finish
 from penstock.errors import MemoryStateError
 
@@ -33,7 +34,8 @@ def _wake(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
 class Answer:
     """An iterator and an asynchronous iterator of pieces of text, for one reader."""
 
-    def __init__(self, engine: Driver, asked: float, deadline: float) -> None:
+    def __init__(self, engine: Driver, cadence: Cadence, asked: float, deadline: float) -> None:
+        self.cadence = cadence  # where its pieces and its end are counted
         self.asked, self.deadline = asked, deadline  # seconds on the engine's clock
         self.finish: Finish | None = None
         self.tokens = 0  # chosen by the model so far
@@ -54,11 +56,12 @@ class Answer:
             self._pieces.append(piece)
             self._tell()
 
-    def end(self, finish: Finish, error: BaseException | None = None) -> None:
-        """No more pieces; the first end counts."""
+    def end(self, finish: Finish, now: float, error: BaseException | None = None) -> None:
+        """No more pieces; the first end counts.  If it has not begun, its question stays in the stream, unanswered."""
         with self._changed:
             if self.finish is None:
                 self.finish, self._error = finish, error
+                self.cadence.end(self.deadline, finish, now)
             self._tell()
 
     def _tell(self) -> None:

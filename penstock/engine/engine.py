@@ -86,6 +86,7 @@ class Engine(Running):
         self.sessions: dict[str, EngineSession] = {}
         self.busy: dict[str, EngineSession] = {}  # those that may have work
         self.steps = self.tokens_ingested = self.tokens_decoded = 0
+        self.moved = self.clock.now()  # when a step has last ended
         super().__init__()
 
     def _demotion_costs(self, wanted: str | Costs) -> Costs | None:
@@ -176,10 +177,9 @@ class Engine(Running):
         with self.lock:
             now = self.clock.now()
             for question in session.inbox.empty():
-                self.end_unbegun(question.answer, Finish.CANCELLED, now)
+                question.answer.end(Finish.CANCELLED, now)
             if session.speaking is not None:
-                self.cadence.end(session.speaking.answer, Finish.CANCELLED, now)
-                session.speaking.answer.end(Finish.CANCELLED)
+                session.speaking.answer.end(Finish.CANCELLED, now)
                 session.speaking = None
             if self.guesses is not None:
                 self.guesses.drafter.forget(session.id)
@@ -229,13 +229,7 @@ class Engine(Running):
         with self.lock:
             answer.is_cancelled = True
             if not any(s.speaking is not None and s.speaking.answer is answer for s in self.busy.values()):
-                self.end_unbegun(answer, Finish.CANCELLED, self.clock.now())
-
-    def end_unbegun(self, answer: Answer, finish: Finish, now: float) -> None:
-        """End an answer whose question is still queued; the question stays in the stream, unanswered."""
-        if answer.finish is None:
-            self.cadence.end(answer, finish, now)
-            answer.end(finish)
+                answer.end(Finish.CANCELLED, self.clock.now())
 
     def close(self) -> None:
         """Stop and close all sessions."""

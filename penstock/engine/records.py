@@ -38,6 +38,17 @@ class Appended:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How answers came, of the newest ones; milliseconds of the engine's clock."""
+
+    first_ms: dict[str, float] = field(default_factory=dict)  # p50, p99: from ask to the first piece of text
+    between_ms: dict[str, float] = field(default_factory=dict)  # p50, p99: between pieces of one answer
+    stalls: int = 0  # pieces that came more than a second after the one before
+    deadlines_met: int = 0
+    deadlines_missed: int = 0
+
+
+@dataclass(frozen=True)
 class Status:
     """A session at one moment."""
 
@@ -51,7 +62,8 @@ class Status:
     place: Place
     answering: int = 0  # answers under way or queued
     seconds: float = 0.0  # of the model's time: its share, by tokens, of each step since it was opened
-    counters: dict[str, int] = field(default_factory=dict)  # bytes_dropped, refused, coarsened, waits, answers, ...
+    counters: dict[str, int] = field(default_factory=dict)  # bytes_dropped, refused, coarsened, late, answers, ...
+    pace: Pace = Pace()  # of its answers
 
 
 @dataclass(frozen=True)
@@ -92,10 +104,7 @@ class EngineStats:
     promotions: int
     demotions: int
     answers: dict[str, int]  # by Finish
-    deadlines_met: int
-    deadlines_missed: int
-    first_token_ms: dict[str, float]  # p50, p99: from ask to the first piece of text
-    inter_token_ms: dict[str, float]  # p50, p99: between pieces of one answer
-    stalls: int  # pieces that came more than a second after the one before
+    pace: Pace  # of all answers
     stuck: int  # sessions with work that no step has served for `patience` seconds
+    still: float  # seconds in which there was work and no step has ended; 0 when there is none
     path: str

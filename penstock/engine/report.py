@@ -29,14 +29,15 @@ def account(engine: Engine) -> dict[str, int]:
 
 def stats_of(engine: Engine) -> EngineStats:
     """Counters of this moment."""
-    now, cadence, rows = engine.clock.now(), engine.cadence, engine.rows
-    waited = [now - max(s.waits_since, s.served) for s in engine.busy.values() if s.has_work]
+    now, rows = engine.clock.now(), engine.rows
+    waiting = [s for s in engine.busy.values() if s.has_work]
+    stuck = sum(now - max(s.waits_since, s.served) > engine.patience for s in waiting)
+    still = now - max(engine.moved, min(s.waits_since for s in waiting)) if waiting else 0.0
     return EngineStats(
         sessions=len(engine.sessions), rows=len(rows), rows_used=len(rows.taken), device_bytes=engine.memory.nbytes,
         ram_bytes=engine.attic.ram_bytes, disk_bytes=engine.attic.disk_bytes, steps=engine.steps,
         tokens_ingested=engine.tokens_ingested, tokens_decoded=engine.tokens_decoded,
         bytes_pending=sum(s.inbox.pending for s in engine.sessions.values()), promotions=rows.promotions,
-        demotions=rows.demotions, answers=dict(cadence.ended), deadlines_met=cadence.met,
-        deadlines_missed=cadence.missed, first_token_ms=cadence.first_ms(), inter_token_ms=cadence.between_ms(),
-        stalls=cadence.stalls, stuck=sum(w > engine.patience for w in waited), path=engine.runner.status,
+        demotions=rows.demotions, answers=dict(engine.cadence.ended), pace=engine.cadence.pace(), stuck=stuck,
+        still=still, path=engine.runner.status,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from penstock.core import Phase
 from penstock.engine.answer import Answer
 from penstock.engine.attic import Kept
+from penstock.engine.cadence import RECENT_OF_ONE, Cadence
 from penstock.engine.inbox import Inbox, Piece, Question
 from penstock.engine.policies import Candidate
 from penstock.engine.records import Appended, Place, Status
@@ -46,6 +47,7 @@ class EngineSession:
         self.waits_since = 0.0  # when it last began to have work
         self.turns = 0  # steps since it got its row
         self._in_answer = core._in_answer  # as it will be when the queue is read
+        self.cadence = Cadence(RECENT_OF_ONE, engine.cadence)
         self.text_lock = threading.RLock()  # the encoder, and the order in which its output is queued
         self.drafted: Draft | None = None  # input that is not final
         self.closes = False  # with its first answer: a fork that only answers
@@ -129,7 +131,7 @@ class EngineSession:
         with self.text_lock:
             self._check_open()
             now = self.engine.clock.now()
-            answer = Answer(self.engine, now, inf if deadline is None else now + deadline)
+            answer = Answer(self.engine, self.cadence, now, inf if deadline is None else now + deadline)
             has_turn = opens_turn(self.core, question, raw)
             ids = list(turn_ids(self.core, question, raw, self._in_answer))
             self._in_answer = self._in_answer or has_turn
@@ -222,7 +224,7 @@ class EngineSession:
             return Status(
                 self.id, self.tokens, self.core.tokens, inbox.pending, size, inbox.lag_ms(now),
                 self.core.meter.recent_nll, self.place, len(inbox.questions) + (self.speaking is not None),
-                self.core.meter.seconds, counters,
+                self.core.meter.seconds, counters, self.cadence.pace(),
             )  # fmt: skip
 
     def candidate(self, quantum: int, guesses: int = 0) -> Candidate:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from penstock.engine.cadence import Cadence
 from penstock.engine.inbox import Question
 from penstock.engine.records import Finish
 from penstock.reply import Feed, Turn, begin
@@ -14,9 +13,9 @@ from penstock.session import Session
 class Speaking:
     """Runs the turn between steps: `feed` is the token that the next step must let in, None when it is over."""
 
-    def __init__(self, core: Session, question: Question, cadence: Cadence) -> None:
+    def __init__(self, core: Session, question: Question) -> None:
         self.answer = question.answer
-        self.core, self.cadence = core, cadence
+        self.core = core
         begin(core, question.has_turn)
         self.turn = Turn(core, question.sampling)
         self.feed: int | None = None
@@ -52,7 +51,7 @@ class Speaking:
                 break
             if item is not None:
                 self.answer.put(item)
-                self.cadence.piece(self.answer, self._last, now)
+                self.answer.cadence.piece(self.answer.asked, self._last, now)
                 self._last = now
             elif self.finish is None:
                 self.cut(Finish.LENGTH if self.turn.was_full else Finish.STOP)
@@ -65,11 +64,9 @@ class Speaking:
         self.is_over, self.core._replying = True, False
         self.answer.tokens = len(self.turn.tokens)
         self.answer.said = tuple(self.turn.tokens[: self.turn.keep])
-        self.cadence.end(self.answer, self.finish, now)
-        self.answer.end(self.finish)
+        self.answer.end(self.finish, now)
 
     def fail(self, error: BaseException, now: float) -> None:
         """The row is lost."""
         self.is_over, self.core._replying = True, False
-        self.cadence.end(self.answer, Finish.ERROR, now)
-        self.answer.end(Finish.ERROR, error)
+        self.answer.end(Finish.ERROR, now, error)

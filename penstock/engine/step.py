@@ -92,6 +92,7 @@ def one_step(engine: Engine) -> Stepped:
         engine.tokens_ingested += sum(out.ingested.values())
         engine.tokens_decoded += sum(out.decoded.values())
         engine.steps += bool(done)
+        engine.moved = now
     for session, _ in served:
         if session.closes and not session.has_work:
             engine.forget(session)
@@ -111,7 +112,7 @@ def _with_work(engine: Engine, now: float) -> list[EngineSession]:
                 speaking.cut(Finish.DEADLINE)
         for question in session.inbox.questions:
             if question.deadline < now:
-                engine.end_unbegun(question.answer, Finish.DEADLINE, now)
+                question.answer.end(Finish.DEADLINE, now)
         if session.has_work:
             out.append(session)
         else:
@@ -223,7 +224,7 @@ def fail(engine: Engine, session: EngineSession, error: BaseException, now: floa
             session.speaking.fail(error, now)
             session.speaking = None
         for question in session.inbox.empty():
-            question.answer.end(Finish.ERROR, error)
+            question.answer.end(Finish.ERROR, now, error)
         engine.rows.leave(session)
         engine.busy.pop(session.id, None)
 
@@ -239,10 +240,9 @@ def _go_on(engine: Engine, session: EngineSession, now: float, out: Stepped) -> 
             out.finished[session.id] = question.answer.finish
             return
         try:
-            session.speaking = Speaking(session.core, question, engine.cadence)
+            session.speaking = Speaking(session.core, question)
         except PenstockError as error:
-            engine.cadence.end(question.answer, Finish.ERROR, now)
-            question.answer.end(Finish.ERROR, error)
+            question.answer.end(Finish.ERROR, now, error)
             out.finished[session.id] = Finish.ERROR
             return
     speaking = session.speaking

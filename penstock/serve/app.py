@@ -82,9 +82,9 @@ async def health(request: Request) -> Response:
     faults = []
     if not server.engine.is_running:
         faults.append("the engine has stopped")
-    still = server.still_seconds()
-    if still > STUCK:
-        faults.append(f"there is work, and no step has ended for {still:.0f} seconds")
+    stats = server.engine.stats()
+    if stats.still > STUCK:
+        faults.append(f"there is work, and no step has ended for {stats.still:.0f} seconds")
     root = server.house.root
     if root is not None:
         try:
@@ -95,7 +95,6 @@ async def health(request: Request) -> Response:
     if server.house.is_draining:
         faults.append("the server is stopping")
     facts = {"status": "ill" if faults else "ok", "faults": faults, "model": server.model.name}
-    stats = server.engine.stats()
     facts |= {"sessions": len(server.house.sessions), "stuck": stats.stuck, "steps": stats.steps}
     return JSONResponse(facts, 503 if faults else 200)
 
@@ -103,6 +102,7 @@ async def health(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """GET /metrics."""
     server = server_of(request)
+    server.metrics.tasks.set(len(asyncio.all_tasks()))
     page = await server.blocking(server.metrics.page)
     return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -17,9 +17,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
+from penstock.engine.records import Pace
 from penstock.errors import PenstockError
 from penstock.serve.asked import Asked, Deliver, Finished
 from penstock.serve.folder import Folder
@@ -272,4 +273,5 @@ class Hosted:
             "answering": len(self.asked),
             "durable": self.folder is not None,
             "error": None if self.failure is None else str(self.failure),
+            "pace": asdict(Pace() if status is None else status.pace),
         }

@@ -57,7 +57,6 @@ class Server:
     answering: int = 0  # on the event loop only
     lines: int = 0  # Realtime connections, too
     draining: asyncio.Event = field(default_factory=asyncio.Event)
-    _seen: tuple[int, float] = field(default_factory=lambda: (-1, time.monotonic()))
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, "penstock-serve"))
 
     async def blocking(self, work: Callable[[], T]) -> T:
@@ -73,13 +72,6 @@ class Server:
                 f"{self.limits.answers} answers are under way: try again soon.", 429, code="busy", retry_after=1
             )
         self.answering += 1
-
-    def still_seconds(self) -> float:
-        """How long the engine has had work and made no step, as far as anybody looked."""
-        steps, now = self.engine.steps, time.monotonic()
-        if steps != self._seen[0] or not self.engine.busy:
-            self._seen = (steps, now)
-        return now - self._seen[1]
 
     def begin_drain(self) -> None:
         """On the event loop: nothing new is begun, what has no end is ended."""

@@ -1,7 +1,7 @@
 """Connections that do not say what they want: the header of a request must come in a limited time.
 
-What a request sends behind its header has limits of its own: a JSON body that is late is refused (http.py), an upload to
-a stream may be silent for as long as its writer lives, which the operating system asks for (run.py).
+What a request sends behind its header has limits of its own: a JSON body that is late is refused (http.py), an upload
+to a stream may be silent for as long as its writer lives, which the operating system asks for (run.py).
 """
 
 from __future__ import annotations

@@ -107,9 +107,19 @@ def test_deadlines_end_answers_where_they_are() -> None:
     assert late.tokens < 50
     assert_whole(session)
     stats = e.stats()
-    assert (stats.deadlines_met, stats.deadlines_missed) == (1, 1)
-    assert stats.first_token_ms["p50"] == pytest.approx(50)
-    assert stats.inter_token_ms["p50"] == pytest.approx(50)
+    assert (stats.pace.deadlines_met, stats.pace.deadlines_missed) == (1, 1)
+    assert stats.pace.first_ms["p50"] == pytest.approx(50)
+    assert stats.pace.between_ms["p50"] == pytest.approx(50)
+    assert stats.pace.stalls == 0
+    mine, others = session.status().pace, other.status().pace
+    assert (mine.deadlines_met, mine.deadlines_missed) == (0, 1)
+    assert (others.deadlines_met, others.deadlines_missed) == (1, 0)
+    assert others.between_ms["p99"] == pytest.approx(50)
+    slow = other.ask(max_new=3)
+    while slow.finish is None:
+        e.step()
+        clock.sleep(1.5)
+    assert (session.status().pace.stalls, other.status().pace.stalls, e.stats().pace.stalls) == (0, 2, 2)
 
 
 def test_a_deadline_that_passes_in_the_queue() -> None:
@@ -147,7 +157,28 @@ def test_waiting_sessions_are_counted_as_stuck_and_served_in_turn() -> None:
     e.clock.sleep(5.0)
     assert e.stats().stuck == 3
     e.drain()
-    assert e.stats().stuck == 0
+    assert (e.stats().stuck, e.stats().still) == (0, 0)
+
+
+def test_a_step_that_does_not_end_is_told_by_the_clock() -> None:
+    e = engine(patience=3.0)
+    silent, session = e.open(), e.open()
+    silent.append(TEXT[:100])
+    e.drain()
+    e.clock.sleep(1e6)  # silence is not standing still
+    session.append(TEXT[:100])
+    step, seen = e.runner.step, []
+
+    def hangs(*args: Any, **options: Any) -> Any:
+        for _ in range(3):
+            seen.append((e.stats().stuck, e.stats().still))
+            e.clock.sleep(2.0)
+        return step(*args, **options)
+
+    e.runner.step = hangs  # type: ignore[method-assign]
+    e.step()
+    assert seen == [(0, 0.0), (0, 2.0), (1, 4.0)]
+    assert e.stats().still == 0
 
 
 def test_lag_policies_on_a_session() -> None:

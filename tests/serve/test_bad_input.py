@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from penstock.core import SimulatedClock
 from penstock.models.load import Model
 from penstock.serve.access import Access, Caller, _hash
+from penstock.serve.app import STUCK
 from penstock.serve.http import Limits
 
 CHAT = b'{"model": "LlamaForCausalLM", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3, "stream": true}'
@@ -206,20 +208,44 @@ def test_a_stream_that_fails_says_so_and_the_others_go_on(serving: Callable[...,
 
 
 def test_who_is_slow_to_say_what_it_wants(serving: Callable[..., Any], model: Model) -> None:
-    """Byte by byte wins no time: 408 for a header or a JSON body that does not end; silence between requests is fine."""
+    """Byte by byte wins no time: 408 for a header or a JSON body that does not end, and for saying nothing."""
     running = serving(model, limits=Limits(header_seconds=0.3, body_seconds=0.3))
     head = request("POST", "/v1/sessions", b"", running.address).replace(b"Length: 0", b"Length: 2")
-    kept, *slow = (raw(running.address) for _ in range(4))
+    slow = [raw(running.address) for _ in range(3)]
     sent = [head[: len(head) - 1], head + b"{", b""]
     for connection, data in zip(slow, sent):
         connection.sendall(data)
-    kept.sendall(request("GET", "/v1/models", b"", running.address))
-    assert b" 200 " in kept.recv(1 << 16)
     for connection in slow:
         got = b"".join(iter(lambda c=connection: c.recv(1 << 16), b""))  # up to its end: the server hangs up
         assert got.startswith(b"HTTP/1.1 408 ")
         assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"] == "timeout"
         connection.close()
-    kept.sendall(request("GET", "/v1/models", b"", running.address))
-    assert b" 200 " in kept.recv(1 << 16)
-    kept.close()
+
+
+def test_a_step_that_does_not_end_is_told(server: Any) -> None:
+    """By the engine's clock, while everything else answers; it is over when the step ends."""
+    engine, http = server.app.state.server.engine, server.http
+    engine.clock = clock = SimulatedClock()
+    engine.moved = clock.now()
+    step, goes_on = engine.runner.step, threading.Event()
+    http.post("/v1/sessions", json={"id": "silent"})
+    http.post("/v1/sessions", json={"id": "other"})
+
+    def hangs(*args: Any, **options: Any) -> Any:
+        assert goes_on.wait(60)
+        return step(*args, **options)
+
+    engine.runner.step = hangs
+    http.post("/v1/sessions/other/append", content="words " * 50)
+    assert http.get("/health").json()["status"] == "ok"
+    clock.sleep(STUCK + 1)
+    told = http.get("/health")
+    assert (told.status_code, told.json()["stuck"]) == (503, 1)
+    assert "no step has ended for 121 seconds" in told.json()["faults"][0]
+    lines = http.get("/metrics").text.splitlines()
+    assert {"penstock_stuck_sessions 1.0", "penstock_still_seconds 121.0"} <= set(lines)
+    goes_on.set()
+    until(lambda: http.get("/v1/sessions/other").json()["bytes_pending"] < 10)
+    healthy = http.get("/health").json()
+    assert (healthy["status"], healthy["faults"], healthy["sessions"], healthy["stuck"]) == ("ok", [], 2, 0)
+    assert "penstock_stuck_sessions 0.0" in http.get("/metrics").text.splitlines()
