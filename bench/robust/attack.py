@@ -94,6 +94,37 @@ def attack(address: str, cases: Cases, count: int, workers: int = 8) -> Counter[
     return kinds
 
 
+def crawl(address: str, count: int, limit: float) -> dict[str, int]:
+    """Slow ones, all at once: each sends a byte of a header, or of a body, in every half second, without end.
+
+    Returns how many were shut out by the server within `limit` seconds, and how many of those with 408.
+    """
+    host, port = address.removeprefix("http://").split(":")
+    head = b"POST /v1/sessions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    starts = [head, head + b"Content-Length: 100000\r\n\r\n"]
+    lines = [socket.create_connection((host, int(port)), timeout=30) for _ in range(count)]
+    got: dict[socket.socket, bytes] = {}
+    for line, start in zip(lines, itertools.cycle(starts)):
+        line.sendall(start)
+        line.setblocking(False)
+    deadline = time.monotonic() + limit
+    while len(got) < count and time.monotonic() < deadline:
+        for line in lines:
+            if line in got:
+                continue
+            try:
+                got[line] = line.recv(1 << 16)
+            except BlockingIOError:
+                with contextlib.suppress(OSError):
+                    line.send(b"a")
+            except OSError:
+                got[line] = b""
+        time.sleep(0.5)
+    for line in lines:
+        line.close()
+    return {"slow": count, "shut_out": len(got), "with_408": sum(b" 408 " in data[:16] for data in got.values())}
+
+
 def settle(address: str, keep: set[str], seconds: float = 30.0) -> dict[str, Any]:
     """Delete what the cases made; what is left when nothing is under way any more."""
     deadline = time.monotonic() + seconds

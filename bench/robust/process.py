@@ -12,14 +12,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
+
+LIMIT = 600.0  # seconds: what never ends fails
+
 
 class Started(NamedTuple):
     """A server that is ready; `errors` holds what it writes to standard error."""
 
     process: subprocess.Popen[str]
-    address: str
-    sessions: int
+    ready: dict[str, Any]  # its first line
+    http: httpx.Client
     errors: Path
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return str(self.ready["address"])
 
 
 @contextmanager
@@ -39,6 +48,7 @@ def started(*arguments: object) -> Iterator[Started]:
                 if not line:
                     raise SystemExit(f"the server did not start: {errors.read_text()}")
                 ready: dict[str, Any] = json.loads(line)["ready"]
-                yield Started(process, ready["address"], ready["sessions"], errors)
+                with httpx.Client(base_url=ready["address"], timeout=LIMIT) as http:
+                    yield Started(process, ready, http, errors)
             finally:
                 process.kill()
