@@ -61,15 +61,29 @@ def ask(http: httpx.Client, path: str, question: str, most: int) -> tuple[str, i
     return told["choices"][0]["message"]["content"], told["usage"]["completion_tokens"]
 
 
-def alone(model: Model, budget: int, steps: list[tuple[str, str, str]]) -> tuple[list[str], str, int]:
-    """A session alone that is told the same: its answers, the last one, and how long it is then."""
-    session, answers = Session(model, "streaming-llm", budget, path="eager"), []
-    for kind, text, _ in steps:
-        if kind == "append":
-            session.feed(text)
-        else:
-            answers.append("".join(session.reply(text, max_new=_ANSWER)))
-    return answers, "".join(session.reply(LAST, max_new=_LAST)), session.tokens
+def _tell(session: Session, step: tuple[str, str, str]) -> str:
+    kind, text, _ = step
+    if kind == "append":
+        session.feed(text)
+        return ""
+    return "".join(session.reply(text, max_new=_ANSWER))
+
+
+def _ends(session: Session) -> tuple[str, int]:
+    """What it says last, and how long it is then."""
+    return "".join(session.reply(LAST, max_new=_LAST)), session.tokens
+
+
+def compared(model: Model, budget: int, writer: Writer, got: tuple[str, int]) -> tuple[dict[str, Any] | None, bool]:
+    """Where a restored session differs from one alone that was told the same, and whether it had what was under way."""
+    session = Session(model, "streaming-llm", budget, path="eager")
+    said = [_tell(session, step) for step in writer.done]
+    further = session.fork()
+    _tell(further, writer.doing)
+    ends = [_ends(further), _ends(session)]
+    if said == [answer for _, _, answer in writer.done] and got in ends:
+        return None, got == ends[0]
+    return {"told": writer.done, "alone": said, "got": got, "expected": ends}, False
 
 
 def crash(
@@ -111,13 +125,10 @@ def crash(
         errors = server.errors.read_text()
     whole, differing = 0, {}
     for writer in writers:
-        told = [answer for kind, _, answer in writer.done if kind == "ask"]
-        answers, *end = alone(model, budget, [*writer.done, writer.doing])
-        whole += (is_whole := tuple(end) == got[writer.id])
-        if not is_whole:
-            answers, *end = alone(model, budget, writer.done)
-        if tuple(end) != got[writer.id] or answers[: len(told)] != told:
-            differing[writer.id] = {"told": told, "alone": answers, "got": got[writer.id], "expected": end}
+        differs, is_whole = compared(model, budget, writer, got[writer.id])
+        whole += is_whole
+        if differs is not None:
+            differing[writer.id] = differs
     return {
         "sessions": count, "seed": seed, "acknowledged": acknowledged,
         "acknowledged_bytes": sum(writer.bytes for writer in writers),
