@@ -172,10 +172,11 @@ class Archived:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def choose(self, query: Tensor, slots: int, *, together: bool = False) -> Tensor:
+    def choose(self, query: Tensor, slots: int, *, together: bool = False, look: int = 0) -> Tensor:
         """[C, k] ids of the blocks that queries [H, g, C, D] read, in stream order; [C, H, k] where heads part.
 
-        Fewer than `slots` if there are not more.  `together`: one choice for all, by the mean of the queries.
+        Fewer than `slots` if there are not more.  `together`: one choice for all, by the mean of the queries.  `look`:
+        look at as many candidates as for so many slots.
         """
         first = self.oldest
         count = 1 if together else query.shape[2]
@@ -185,7 +186,7 @@ class Archived:
         query = query.float().mean(2, keepdim=True) if together else query.float()
         scale = self.layout.place.layer.key_width**-0.5
         asked = self.selector.project(query * scale, self.table).cpu()
-        most = (_GLANCE if together else _LOOK) * slots
+        most = (_GLANCE if together else _LOOK) * max(slots, look)
         which, scores = self._candidates(asked, first, max(most, slots - (self.count - max(first, self.base))))
         weights = shares(scores).sum(1)  # [H, C, m]
         weights = weights.transpose(0, 1) if self.apart else weights.sum(0)  # [C, (H,) m]
@@ -203,11 +204,7 @@ class Archived:
                 scores.append(self.selector.score(self._summaries(rows[there]), asked))
         if near < self.count:
             ids.append(torch.arange(near, self.count))
-            scores += [
-                self.selector.score(part[max(0, near - self.base - at) :], asked)
-                for at, part in _offsets(self.summary.parts)
-                if at + len(part) > near - self.base
-            ]
+            scores += [self.selector.score(piece, asked) for piece in self.summary.pieces(near - self.base)]
         if not ids:  # all that was proposed is lost
             return torch.zeros(0, dtype=torch.int64), asked.new_zeros(*asked.shape[:3], 0)
         return torch.cat(ids), torch.cat(scores, dim=-1)
@@ -318,14 +315,6 @@ class Archived:
 
 def _head(entries: Entries, head: int) -> Entries:
     return Entries(**{name: t[head : head + 1] for name, t in entries.columns().items()}, turned=entries.turned)
-
-
-def _offsets(parts: tuple[Tensor, ...]) -> list[tuple[int, Tensor]]:
-    out, at = [], 0
-    for part in parts:
-        out.append((at, part))
-        at += len(part)
-    return out
 
 
 __all__ = ["Archived"]

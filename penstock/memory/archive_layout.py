@@ -14,6 +14,7 @@ from penstock.memory.parts import Place
 from penstock.memory.vector import Vector
 
 _OWN = 64  # rows that a handle adds beside a common base before it moves to a base of its own
+_PIECE = 256  # rows that are scored at once
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,17 @@ class Rows:
     def parts(self) -> tuple[Tensor, ...]:
         """All rows, in one or two pieces."""
         return tuple(v.data for v in (self.base, self.own) if len(v)) or (self.base.data,)
+
+    def pieces(self, first: int) -> Iterator[Tensor]:
+        """The rows from `first` on, cut where their count says, not where the parts end.
+
+        A matrix product depends on how many rows it has, in the last bits; so equal rows give equal products in
+        every handle, however it came to them.
+        """
+        for start in range(first, len(self), _PIECE):
+            stop, cut = min(start + _PIECE, len(self)), len(self.base)
+            parts = (self.base.data[start:stop], self.own.data[max(0, start - cut) : max(0, stop - cut)])
+            yield parts[0] if stop <= cut else parts[1] if start >= cut else torch.cat(parts)
 
     def __len__(self) -> int:
         return len(self.base) + len(self.own)

@@ -216,6 +216,18 @@ def test_saved_and_loaded_elsewhere(select: Selector) -> None:
     assert torch.equal(ask(stack, memory, stream[:9]), ask(stack, other, stream[:9]))
 
 
+def test_a_fork_chooses_among_equals_as_the_original_does(tmp_path: Path) -> None:
+    """Its summaries lie in two pieces, so products once differed in the last bit, and with them the choice."""
+    stack = Stack(windows=(None,))
+    archive = Archive(4, 3, Representatives(2), Tiers(200_000, 8 << 20, str(tmp_path)), by_head=True)
+    memory, fork = stack.memory(cascade(archive)), stack.memory(cascade(archive))
+    for seed in range(10):
+        stack.feed(memory, tokens(128, seed=seed), 64)
+    memory.copy_row(0, fork, 0)
+    for seed in (7, 8):
+        assert torch.equal(stack.feed(memory, tokens(30, seed=seed), 8), stack.feed(fork, tokens(30, seed=seed), 8))
+
+
 def test_main_memory_stays_within_its_limit() -> None:
     """The oldest blocks go, and their summaries with them; a question reads what is left."""
     stack = Stack()
