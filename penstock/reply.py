@@ -222,7 +222,7 @@ class Turn:
         return len(self.tokens) - self.keep <= self.room
 
     def _unmark(self) -> None:
-        if self.mark is not None and any(m is self.mark for m in self.session._marks):
+        if self.mark is not None and any(m is self.mark for m in self.session.marks.open):
             self.session.commit(self.mark)
         self.mark = None
 

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from penstock import rewind
 from penstock.core import Budget, Chunk, Frame, Phase, Span
-from penstock.errors import CompositionError, InputError, NotRewindable, UsageError
+from penstock.errors import CompositionError, InputError, UsageError
 from penstock.log import TokenLog
-from penstock.memory import Memory, SegmentView
+from penstock.memory import Memory
 from penstock.meter import Meter
 from penstock.methods import Method, parse
 from penstock.methods.base import entries_for
@@ -36,69 +35,14 @@ from penstock.models.support import check_supported
 from penstock.models.text import TextEncoder
 from penstock.models.vision import Vision, Visual
 from penstock.reply import reply
+from penstock.report import Evicted, RememberedMemory, Stats
+from penstock.rewind import Mark, Marks
 from penstock.seeing import Seer, cascades_for
 from penstock.spans import Spans
 from penstock.spans import end as end_span
 from penstock.spans import prune as prune_span
 
 CHUNK = 64
-
-
-@dataclass(frozen=True)
-class Stats:
-    """A session at one moment.  Bytes are real storage; `tokens` are model inputs so far."""
-
-    tokens: int
-    memory_bytes: int
-    budget_bytes: int | None
-    pending_bytes: int
-    nll_mean: float | None
-    tokens_per_second: float
-    step_ms: dict[str, float]
-    path: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class Evicted:
-    """Entries that no layer holds any more: indices seen, and their tokens as far as the log still has them."""
-
-    seen: range
-    tokens: tuple[int, ...]
-
-
-@dataclass
-class Mark:
-    """A point to which the session can return exactly while the mark is open."""
-
-    length: int
-    state: dict[str, Any]
-
-
-class RememberedMemory:
-    """What is asked of a session's memory from outside: `view`, `nbytes`, `budget_bytes`, `events`."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def view(self) -> list[SegmentView]:
-        """What is still remembered, by index seen."""
-        return self._session._memory.view(self._session.row)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the real storage."""
-        return self._session._memory.nbytes
-
-    @property
-    def budget_bytes(self) -> int | None:
-        """Bytes that the memory may hold by its own formula; None when it grows."""
-        return self._session._memory.budget_bytes
-
-    @property
-    def events(self) -> list[str]:
-        """The newest sentences (64 at most) about archived blocks that were lost, dropped or late, oldest first."""
-        return list(self._session._memory.events)
 
 
 class Session:
@@ -135,7 +79,7 @@ class Session:
         self._in_answer = False  # an answer was given and its turn is still open
         self._turns_from: int | None = None  # length of the stream before its first turn
         self._logits: Tensor | None = None  # [V] after the newest token
-        self._marks: list[Mark] = []
+        self.marks = Marks()
         self._on_evict: list[Callable[[Evicted], None]] = []
         self._replying = False
         self.seer = Seer(model, vision)
@@ -285,42 +229,18 @@ class Session:
 
     def mark(self, max_new: int = 256) -> Mark:
         """Open a mark; until it is committed, at most `max_new` evicted entries per layer are held for it."""
-        length = self._memory.mark(self.row, max_new)
-        encoder = self.encoder.state_dict() if self.encoder is not None and self._has_own else None
-        state = {"encoder": encoder, "logits": self._logits, "turn": (self._in_answer, self._turns_from)}
-        state |= {"spans": self.spans.state_dict(), "seer": self.seer.state_dict()}
-        self._marks.append(Mark(length, state))
-        return self._marks[-1]
+        return rewind.mark(self, max_new)
 
     def rollback(self, mark: Mark) -> None:
         """Return exactly to an open mark; it stays open."""
         self._check_idle()
-        index = self._index_of(mark)
-        self._return_to(mark)
-        del self._marks[index + 1 :]
+        index = self.marks.index(mark)
+        rewind.return_to(self, mark)
+        del self.marks.open[index + 1 :]
 
     def commit(self, mark: Mark) -> None:
         """Close a mark: what happened since stays."""
-        index = self._index_of(mark)
-        if all(m.length != mark.length for m in self._marks[:index]):  # else the memory needs its mark for those
-            self._memory.commit(mark.length, self.row)
-        del self._marks[index:]
-
-    def _index_of(self, mark: Mark) -> int:
-        for index, known in enumerate(self._marks):
-            if known is mark:
-                return index
-        raise NotRewindable("this mark is closed: marks close when they are committed or truncated away.")
-
-    def _return_to(self, mark: Mark) -> None:
-        self._memory.rollback(mark.length, self.row)
-        self.log.truncate(mark.length)
-        if self.encoder is not None and mark.state["encoder"] is not None:
-            self.encoder.load_state_dict(mark.state["encoder"])
-        self._logits = mark.state["logits"]
-        self._in_answer, self._turns_from = mark.state["turn"]
-        self.spans.load_state_dict(mark.state["spans"])
-        self.seer.load_state_dict(mark.state["seer"])
+        rewind.commit(self, mark)
 
     def truncate(self, length: int) -> None:
         """Forget the newest tokens so that `length` remain; exact, or NotRewindable.  Held-back text is dropped."""
@@ -329,37 +249,7 @@ class Session:
 
     def take_back(self, length: int) -> None:
         """`truncate`, for the reply that is open."""
-        if not 0 <= length <= self.tokens:
-            raise NotRewindable(f"cannot truncate a stream of {self.tokens} tokens to {length}.")
-        mark = next((m for m in self._marks if m.length == length), None)
-        if mark is not None and length < self.tokens:
-            self._return_to(mark)
-            self._marks = [m for m in self._marks if m.length <= length]
-        elif length == 0 < self.tokens:
-            self._clear()
-        elif length < self.tokens:
-            self._cut(length)
-        if self._has_own:
-            self.drop_held()
-
-    def _cut(self, length: int) -> None:
-        """Truncate where no mark is: the last token that stays is read again, for its logits."""
-        last = self.log.slice(length - 1, length)
-        if not last or self.tokens - length + 1 > self.log.rewindable:
-            raise NotRewindable(f"the log keeps too few tokens to return to {length}: resume a snapshot instead.")
-        self.seer.check_cut(length, last[0])
-        self._memory.truncate(length - 1, self.row)
-        self.log.truncate(length - 1)
-        self.spans.truncate(length)
-        self.seer.cut(length - 1)
-        self._marks = [m for m in self._marks if m.length < length]
-        if self._turns_from is not None and length <= self._turns_from:
-            self._in_answer, self._turns_from = False, None
-        measure, self.measure, self._logits = self.measure, False, None
-        try:
-            self._step(last, Phase.ANSWER)
-        finally:
-            self.measure = measure
+        rewind.take_back(self, length)
 
     def drop_held(self) -> None:
         """Forget text that is held back."""
@@ -371,13 +261,14 @@ class Session:
     def reset(self) -> None:
         """Begin a new stream."""
         self._check_idle()
-        self._clear()
+        self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """`reset`, for the reply that is open."""
         self._memory.reset(self.row)
         self.log.clear()
         self.spans = Spans(self.spans.stack)
-        self._logits, self._marks = None, []
+        self._logits, self.marks = None, Marks()
         self._in_answer, self._turns_from = False, None
         self.seer.clear()
         self.encoder = self._new_encoder()
@@ -426,7 +317,7 @@ class Session:
 
     def _pruned(self, first: int, start: int, stop: int) -> None:
         """Bookkeeping of a prune that goes back to `first` tokens."""
-        self._marks = [m for m in self._marks if m.length <= first]
+        self.marks.keep(first)
         self.spans.cut(start, stop)
         self._logits = None
         if self._turns_from is not None and self._turns_from > start:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "penstock"
 
 BASE = {"core", "errors", "cost", "registry"}
 SLOTS = {"memory", "stages", "reducers", "triggers", "rollout"}
-SESSION = {"cache", "session", "reply", "snapshot", "log", "meter", "spans", "seeing", "engine"}
+SESSION = {"cache", "session", "reply", "snapshot", "log", "meter", "spans", "seeing", "rewind", "report", "engine"}
 TOP = {"aio", "client", "io", "serve", "cli", "testing", "worlds"}
 
 # room -> rooms that it may import (itself always)
@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "aio": BASE | SESSION | {"methods", "models"},
     "client": {"errors"},
     "testing": BASE | SESSION | {"models", "serve", "client"},
-    "compare": BASE | SLOTS | SESSION | {"methods", "models", "io", "worlds"},
+    "compare": BASE | SLOTS | SESSION | {"methods", "models", "io", "worlds", "watch"},
     "serve": BASE | SLOTS | SESSION | {"methods", "models", "io"},
     "live": BASE | SLOTS | SESSION | {"methods", "models"},
     "watch": BASE | SLOTS | SESSION | {"live"} | {"methods", "models", "io", "worlds"},

@@ -167,7 +167,7 @@ class Driver:
             answer.close()  # type: ignore[attr-defined]
         except NotRewindable:  # more than the open mark can hold
             full = True
-            assert self.session._marks
+            assert self.session.marks.open
         if pieces == 0:  # never begun: nothing was asked
             self.expected = self.expected[: self.session.tokens]
         new = list(self.session.log.tail)
@@ -186,7 +186,7 @@ class Driver:
         fork = self.session.fork()
         before = fork.stats().digest
         if swap:
-            for mark in self.session._marks[:1]:  # a full mark would refuse what is fed below
+            for mark in self.session.marks.open[:1]:  # a full mark would refuse what is fed below
                 self.session.commit(mark)
             self.session, fork, self.marks = fork, self.session, []
         fork.feed("something else, " * length)
@@ -208,7 +208,7 @@ class Driver:
     def rollback(self, which: int, _b: None) -> None:
         if which < len(self.marks):
             mark, expected = self.marks[which]
-            if any(mark is known for known in self.session._marks):
+            if any(mark is known for known in self.session.marks.open):
                 self.session.rollback(mark)
                 self.expected = list(expected)
             else:  # truncated away
