@@ -23,12 +23,17 @@ from penstock.errors import MissingExtra, PenstockError, UnknownName, UsageError
 from penstock.io import WORLDS, open_text
 from penstock.methods import Method, parse, registry
 from penstock.models.load import Model, load, parse_device, parse_dtype
+from penstock.reducers import Chain
+from penstock.reducers import parse as parse_reducer
 from penstock.session import CHUNK, default_budget
 
 ALL = "all"
 USUAL_MEMORIES = ("dense", "window", "streaming-llm", "duo-attention", "infllm", "rekv", "lserve", "double-sparsity")
 INTERRUPTED = 130
+WATCHING_MEMORIES = ("window", "streaming-llm", "infllm", "rekv")
+SHAPES = "shapes"
 _TOKENS = 20_000
+_USUAL = {"tokens": _TOKENS, "questions": USUAL, "jobs": None}
 _ASKED = "facts"  # the world that knows what to ask
 
 
@@ -43,8 +48,16 @@ class CompareOptions(Common):
         None, "A memory and its options; repeat it for each, or give all.  [default: the best known ones]",
         "NAME[:key=value,...]",
     )  # fmt: skip
-    world: str | None = option(None, f"The world that is read: {', '.join(WORLDS)}; only facts has questions.  "
-                               "[default: facts]", "NAME")  # fmt: skip
+    world: str | None = option(
+        None, f"The world that is read: {', '.join(WORLDS)}; or shapes, which is watched, by a model that sees.  Facts "
+        "and shapes have questions.  [default: facts]", "NAME",
+    )  # fmt: skip
+    reduce: list[str] | None = option(
+        None, "With --world shapes: behind these reducers, joined by +; repeat it for each, none leaves nothing out.  "
+        "[default: none]", "NAME[:key=value,...]",
+    )  # fmt: skip
+    streams: int = option(4, "With --world shapes: videos that each pair watches; 10 questions per distance and 15 "
+                          "others in each.", "N")  # fmt: skip
     input: str | None = option(None, "Read this instead of a world; nothing is asked then.", "FILE|-|DIR")
     tokens: int = option(_TOKENS, "Read so many tokens.", "N")
     chunk: int = option(CHUNK, "Tokens per step; results do not depend on it.", "C")
@@ -69,21 +82,28 @@ class CompareOptions(Common):
     dtype: str | None = option(None, "float32, bfloat16 or float16.  [default: as the model is stored]", "T")
 
     def __post_init__(self) -> None:
-        for name, least in (("tokens", 2), ("chunk", 1), ("seed", 0), ("questions", LEAST)):
+        for name, least in (("tokens", 2), ("chunk", 1), ("seed", 0), ("questions", LEAST), ("streams", 1)):
             if not least <= getattr(self, name) < 1 << 63:
                 raise UsageError(f"--{name} cannot be {getattr(self, name)}: give a whole number from {least} on.")
         if self.jobs is not None and not 1 <= self.jobs <= 64:
             raise UsageError(f"--jobs cannot be {self.jobs}: give a whole number from 1 to 64.")
         if self.world is not None and self.input is not None:
             raise UsageError("--world and --input name two streams: give one of them.")
-        if self.world is not None and self.world not in WORLDS:
-            raise UnknownName("world", self.world, WORLDS)
+        if self.world is not None and self.world not in (*WORLDS, SHAPES):
+            raise UnknownName("world", self.world, (*WORLDS, SHAPES))
+        if self.watches:
+            given = [name for name in ("tokens", "questions", "jobs") if getattr(self, name) != _USUAL[name]]
+            if given:
+                raise UsageError(f"--world shapes has no --{given[0]}: say how much with --streams and --distance.")
+        elif self.reduce or self.streams != 4:
+            raise UsageError("--reduce and --streams are for what is watched: add --world shapes.")
+        _ = self.chains
         if self.distance and not self.asks:
-            raise UsageError("--distance needs questions, which only the facts world has: leave out one of them.")
+            raise UsageError("--distance needs questions, which only facts and shapes have: leave out one of them.")
         for distance in self.distance or ():
             if distance < 1:
                 raise UsageError(f"--distance cannot be {distance}: give a whole number from 1 on.")
-            if distance >= self.tokens:
+            if distance >= self.tokens and not self.watches:
                 raise UsageError(
                     f"--distance {distance} is longer than the stream: give --tokens {2 * distance} or a shorter one."
                 )
@@ -105,7 +125,19 @@ class CompareOptions(Common):
     @property
     def asks(self) -> bool:
         """Whether the stream has questions."""
-        return self.input is None and (self.world or _ASKED) == _ASKED
+        return self.input is None and (self.world or _ASKED) in (_ASKED, SHAPES)
+
+    @property
+    def watches(self) -> bool:
+        """Whether the stream is a video."""
+        return self.world == SHAPES
+
+    @property
+    def chains(self) -> list[Chain]:
+        """The reducers to compare, each once; none if nothing is said."""
+        texts = [[part.strip() for part in text.split("+")] for text in self.reduce or ["none"]]
+        chains = [Chain([parse_reducer(part) for part in parts if part != "none"]) for parts in texts]
+        return list({str(chain): chain for chain in chains}.values())
 
     @property
     def takes_all(self) -> bool:
@@ -113,15 +145,20 @@ class CompareOptions(Common):
 
     def methods(self) -> list[Method]:
         """The memories, each once, in the order given."""
-        names: Sequence[str] = self.memory or [name for name in USUAL_MEMORIES if name in registry()]
+        usual = WATCHING_MEMORIES if self.watches else USUAL_MEMORIES
+        names: Sequence[str] = self.memory or [name for name in usual if name in registry()]
         if self.takes_all:
             names = [name for name in names if name != ALL] + list(registry())
         return list({str(method): method for method in map(parse, names)}.values())
 
 
 def compare(options: CompareOptions) -> int | None:
-    """Compare memories on one stream: recall against distance, loss, bytes, latency."""
+    """Compare memories on one stream: recall against distance, loss, bytes, latency; on a video, reducers too."""
     out = Output(options.json)
+    if options.watches:
+        from penstock.cli.compare_shapes import compare_shapes
+
+        return compare_shapes(options, out)
     model = load(options.model, dtype=options.dtype, device=options.device)
     stream = open_stream(options, model)
     budgets = list(dict.fromkeys(map(Budget.parse, options.budget or []))) or [default_budget(model)]
@@ -129,7 +166,7 @@ def compare(options: CompareOptions) -> int | None:
              for budget in budgets]  # fmt: skip
     methods, notes = options.methods(), [note for plan in plans for note in plan.notes]
     if options.takes_all:
-        methods, left_out = _that_work(model, methods, budgets)
+        methods, left_out = that_work(model, methods, budgets)
         notes += left_out
     if len(stream.ids) < options.tokens:
         notes.append(f"{stream.name} has {len(stream.ids):,} tokens.")
@@ -167,7 +204,7 @@ def entries_of(model: Model, budget: Budget) -> int:
     return entries
 
 
-def _that_work(model: Model, methods: list[Method], budgets: list[Budget]) -> tuple[list[Method], list[str]]:
+def that_work(model: Model, methods: list[Method], budgets: list[Budget]) -> tuple[list[Method], list[str]]:
     """Of all methods those that this model and these budgets allow, and why the others are left out."""
     kept, notes = [], []
     for method in methods:

@@ -92,7 +92,7 @@ def _name(now: Progress) -> str:
 
 
 def _state(now: Progress) -> str:
-    speed = f"{now.tokens:,} of {now.total:,} tokens, {now.tokens_per_second:,.0f} per second"
+    speed = f"{now.tokens:,} of {now.total:,} {now.unit}, {now.tokens_per_second:,.0f} per second"
     if now.tokens_per_second == 0:
         speed = f"{now.asked} questions"
     return speed + (f", recall {now.recall:.2f}" if now.recall is not None else "")

@@ -8,6 +8,7 @@ search.py      plain text search over the log
 results.py     rows, their cache on disk, stored comparisons
 comparison.py  all passes in order, resumed where they ended
 parallel.py    several passes at once, one core each
+watching.py    memories and reducers on generated videos; shapes.py: what the tiny video-language model answers
 recommend.py   a choice from stored rows, with its reason
 plot.py        the picture
 shipped.json   a comparison to recommend from, made anew by

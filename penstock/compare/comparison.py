@@ -48,6 +48,7 @@ class Progress:
     tokens_per_second: float
     asked: int
     recall: float | None
+    unit: str = "tokens"  # what is counted
 
 
 @dataclass

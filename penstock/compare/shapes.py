@@ -27,6 +27,8 @@ from penstock.errors import InputError, PenstockError
 from penstock.models.load import Model, load
 from penstock.models.vision.tower import VLM, Vision
 from penstock.session import Session
+from penstock.triggers import Signs
+from penstock.triggers.silence import Silence
 from penstock.worlds.shapes.wording import TELL_ANY
 from penstock.worlds.shapes.world import Question, Shapes
 
@@ -113,6 +115,12 @@ class Announced:
     false: int = 0
     minutes: float = 0.0
 
+    def add(self, other: Announced) -> None:
+        self.events += other.events
+        self.in_time += other.in_time
+        self.false += other.false
+        self.minutes += other.minutes
+
     @property
     def recall(self) -> float:
         return self.in_time / max(1, self.events)
@@ -123,13 +131,14 @@ class Announced:
 
 
 def announce(
-    model: Model, memory: str, budget: int, frames: int, seed: int = 30_000, threshold: float = 0.5
+    model: Model, memory: str, budget: int, frames: int, seed: int = 30_000, threshold: float | None = None
 ) -> Announced:
-    """Ask once to be told what comes; say something whenever silence is less likely than the threshold."""
+    """Ask once to be told what comes; speak where the trigger `silence` says so (its threshold: None, the model's)."""
     eyes, world = Vision(model), Shapes(seed)
     silence = eyes.silence
     if silence is None:
         raise InputError(f"{model.name} has no token of silence: choose the tiny video-language model.")
+    trigger = Silence(threshold=eyes.threshold if threshold is None else threshold)
     session = opened(model, memory, budget, eyes)
     session.feed(TELL_ANY)
     session.flush()
@@ -138,9 +147,15 @@ def announce(
         frame = next(world)
         session.see(frame)
         assert session.logits is not None
-        if float(torch.softmax(session.logits.float(), -1)[silence]) < threshold:
+        p = torch.softmax(session.logits.float(), -1)
+        if trigger.step((), Signs(frame.t, silence=float(p[silence]), prefers_silence=int(p.argmax()) == silence))[1]:
             text = "".join(session.reply(None, max_new=24))
             said += [(frame.t, text)] if text else []
+    return graded(said, world)
+
+
+def graded(said: Sequence[tuple[float, str]], world: Shapes) -> Announced:
+    """What was said at which second, against what came; the first second and the last are not counted."""
     events = [e for e in world.timeline.events(1.0, world.now - 1.0) if e.kind == "comes"]
     open_events = {(e.t, f" {e.things[0].look}") for e in events}
     out = Announced(len(events), minutes=world.now / 60)
@@ -172,7 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--streams", type=int, default=40, help="streams of each measurement")
     parser.add_argument("--each", type=int, default=10, help="questions per stream and distance")
     parser.add_argument("--announce", action="store_true", help="measure what the model says by itself")
-    parser.add_argument("--frames", type=int, default=600, help="frames of the stream with announcements")
+    parser.add_argument("--frames", type=int, default=600, help="frames of each stream with announcements")
+    parser.add_argument("--threshold", action="append", type=float, default=[], help="of silence; default: the model's")
+    parser.add_argument("--seed", type=int, default=30_000, help="of the first stream with announcements")
     options = parser.parse_args(arguments)
     console = Console(width=110)
     try:
@@ -188,10 +205,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(model: Model, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if options.announce:
-        found, seconds = _timed(lambda: announce(model, "streaming-llm:sinks=8", options.budget, options.frames))
-        console.print(f"events {found.events}, said within a second {found.recall:.3f}")
-        console.print(f"false alarms per minute {found.false_per_minute:.2f} ({found.minutes:.1f} minutes)")
-        result["announce"] = {"recall": found.recall, "false_per_minute": found.false_per_minute, "seconds": seconds}
+        table = Table("silence below", "events", "said within a second", "false alarms a minute", "minutes")
+        for threshold in options.threshold or [Vision(model).threshold]:
+            total = Announced()
+            for i in range(options.streams):
+                seed = options.seed + i
+                total.add(announce(model, "streaming-llm:sinks=8", options.budget, options.frames, seed, threshold))
+            shares = f"{total.recall:.3f}", f"{total.false_per_minute:.2f}"
+            table.add_row(f"{threshold:g}", str(total.events), *shares, f"{total.minutes:.1f}")
+            result[f"announce {threshold:g}"] = {"recall": total.recall, "false_per_minute": total.false_per_minute}
+        console.print(table)
     if options.memory:
         distances = [float(x) for x in options.windows.split(",")]
         table = Table("memory", *[f"{d:g} windows back" for d in distances], "frames/s")

@@ -127,7 +127,7 @@ def test_ctrl_c_shows_what_is_done(command: Command, text: Path, monkeypatch: py
         (("--world", "facts", "--input", "x"), "give one of them"),
         (("--input", "nowhere.txt"), "no file or folder"),
         (("--distance", 50_000), "longer than the stream"),
-        (("--world", "library", "--distance", 100), "only the facts world"),
+        (("--world", "library", "--distance", 100), "only facts and shapes"),
         (("--memory", "window", "--tokens", 500), "fewer than 20 questions"),
         (("--questions", 3), "from 20 on"),
         (("--plot", "x.txt"), "cannot draw"),
