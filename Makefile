@@ -12,7 +12,7 @@ install: .venv/installed
 		(echo "penstock needs Python 3.11 or newer: run make PYTHON=/path/to/python3.11" && exit 1)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plot,serve,video]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plot,serve,video,gpu]'
 	@touch $@
 
 run: install  ## the tiny model reads the standard library: a live dashboard, a table, a plot

@@ -23,9 +23,11 @@ from penstock.models import compiled
 from penstock.models.attach import COMPILING, Attached, Logits
 from penstock.models.compiled import Compiled, full_length
 from penstock.models.embedded import Inputs, place
+from penstock.models.gpu import GPU_PATH, GpuSteps
+from penstock.models.gpu import choose as choose_gpu
 from penstock.models.native import NATIVE_PATHS, NativeSteps, choose
 
-PATHS = ("auto", "eager", "compiled", *NATIVE_PATHS)
+PATHS = ("auto", "eager", "compiled", *NATIVE_PATHS, GPU_PATH)
 _AFTER = 96  # steps of one kind before `auto` finds compiling worth its while
 _WORTH = 1.05  # speed-up below which a compiled step is not used
 
@@ -44,13 +46,17 @@ class Runner:
         self.why_not = self._obstacle()
         if path == "compiled" and self.why_not:
             raise UsageError(f"the compiled path is not possible here: {self.why_not}; use --path eager.")
-        self._native: NativeSteps | None = None
+        self._native: NativeSteps | GpuSteps | None = None
         self.native_note = "not asked for"  # how it runs, or why not
         if path == "auto" or path in NATIVE_PATHS:
             native, self.native_note = choose(attached, memory, path)
             if native is None and path != "auto":
                 raise UsageError(f"the native path is not possible here: {self.native_note}; use --path auto.")
             self._native = None if native is None else NativeSteps(native, attached)
+        if path == GPU_PATH or (path == "auto" and attached.device.type == "cuda"):
+            self._native, self.native_note = choose_gpu(attached, memory)
+            if self._native is None and path == GPU_PATH:
+                raise UsageError(f"the gpu path is not possible here: {self.native_note}; use --path auto.")
 
     def _obstacle(self) -> str | None:
         """Why compiling is not possible, or None."""
@@ -78,14 +84,14 @@ class Runner:
     def now(self) -> str:
         """The path of the next steps."""
         if self._native is not None:
-            return "native"
+            return GPU_PATH if isinstance(self._native, GpuSteps) else "native"
         return "compiled" if self._active else "eager"
 
     @property
     def status(self) -> str:
         """One phrase for people: what runs now, and what is being prepared."""
         if self._native is not None:
-            return f"native ({self.native_note})"
+            return f"{self.now} ({self._note})"
         made = [c for (shape, *_), c in self._shared.items() if shape == self._shape]
         if any(c.running for c in made):
             return f"{self.now} (compiling)"
@@ -105,11 +111,17 @@ class Runner:
         """One sentence: which path runs, and why it and no other one."""
         if self._native is not None:
             why = "asked for" if self.path != "auto" else "the model and the memory fit it"
-            return f"steps run natively ({self.native_note}), because {why}."
+            how = "on the GPU" if isinstance(self._native, GpuSteps) else "natively"
+            return f"steps run {how} ({self._note}), because {why}."
         if self.path != "auto":
             return f"steps {'of fixed shape run compiled' if self.path == 'compiled' else 'run eagerly'}, as asked for."
         then = f"not compiled, because {self.why_not}" if self.why_not else "compiled where that is faster"
-        return f"steps run on PyTorch, {then}; not natively, because {self.native_note}."
+        other = "through GPU kernels" if self.attached.device.type == "cuda" else "natively"
+        return f"steps run on PyTorch, {then}; not {other}, because {self.native_note}."
+
+    @property
+    def _note(self) -> str:
+        return self._native.note if isinstance(self._native, GpuSteps) else self.native_note
 
     def between_replies(self) -> None:
         """The moment at which `auto` may switch paths."""
