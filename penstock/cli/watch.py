@@ -60,8 +60,8 @@ class WatchOptions(Common):
     )  # fmt: skip
     tell_me_when: list[str] | None = option(None, "Speak up when this happens.  May be repeated.", "TEXT")
     trigger: str | None = option(
-        None, "When to look whether there is something to say: silence, change, every, perplexity.  [default: silence "
-        "where the model was trained to be silent, else change]", "NAME[:key=value,...]",
+        None, "When to look whether there is something to say; penstock reducers lists how.  [default: silence where "
+        "the model was trained to be silent, else change]", "NAME[:key=value,...]",
     )  # fmt: skip
     memory: str = option(
         DEFAULT_MEMORY, "A memory and its options; penstock methods lists them.", "NAME[:key=value,...]"
@@ -85,6 +85,10 @@ class WatchOptions(Common):
     speech: float | None = option(
         None, "Tokens of an answer per second of the video: what is shown meanwhile is seen while it speaks.  "
         "[default: on the clock of a video an answer takes no time; on a real clock, the time it takes]", "N",
+    )  # fmt: skip
+    apart: bool = option(
+        False, "Answer from a snapshot of what had been seen when it was asked; what is seen meanwhile does not change "
+        "the answer, and the answer is no part of the stream.",
     )  # fmt: skip
     decoders: int = option(1, "Decode so many groups of pictures at once.", "N")
     device: str = option("cpu", "Where to run: cpu, cuda, mps, ...", "D")
@@ -158,7 +162,7 @@ class WatchOptions(Common):
         seconds = self.seconds
         if seconds is None and self.frames is None and self.where.startswith("world:") and not self.serve:
             seconds = WORLD_SECONDS
-        return Limits(self.frames, seconds, self.max_new, self.speech)
+        return Limits(self.frames, seconds, self.max_new, self.speech, self.apart)
 
 
 def watch(options: WatchOptions) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from penstock.errors import InputError
 from penstock.registry import Named
 
-Sign = Literal["change", "silence", "perplexity"]
+Sign = Literal["change", "silence", "perplexity", "evidence"]
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,22 @@ class Signs:
     perplexity: float | None = None  # of the last answer, read again behind this frame
     spoke: bool = False  # an answer was given behind the frame before; its perplexity then was `answered`
     answered: float | None = None
+    evidence: float | None = None  # of a request: how sure the model is that it has seen what is asked for, 0 to 1
 
 
 class Trigger(Named, ABC):
     """Base of all triggers."""
 
     needs: ClassVar[frozenset[Sign]] = frozenset()
+    each: ClassVar[bool] = False  # every request has a state of its own
 
     def start(self) -> Any:
         """The state at the beginning of a stream."""
         return ()
+
+    def looks(self, state: Any, t: float) -> bool:
+        """Whether signs of second t are worth measuring; if not, `step` does not speak."""
+        return True
 
     @abstractmethod
     def step(self, state: Any, signs: Signs) -> tuple[Any, bool]:

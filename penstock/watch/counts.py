@@ -30,3 +30,4 @@ class Limits:
     seconds: float | None = None  # of stream time
     max_new: int = 64
     speech: float | None = None  # tokens of an answer per second of the video's clock; None: it takes no time
+    apart: bool = False  # answers come from a snapshot and do not enter the stream

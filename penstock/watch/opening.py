@@ -20,13 +20,13 @@ class Sight:
     reader: Reader
     name: str
     budget: int | None  # entries
-    has_silence: bool = False  # trained to end a turn at once when there is nothing to say
+    silence: float | None = None  # trained to be silent: speak where silence is less likely than this
     side: int | None = None  # pixels: the longer side of what the tower reads, where pictures of all sizes become one
     has_tower_reducers: bool = False  # whether its vision tower can be run layer by layer
 
     @property
     def default_trigger(self) -> Trigger:
-        return parse("silence:threshold=0" if self.has_silence else "change")
+        return parse("change" if self.silence is None else f"silence:threshold={self.silence}")
 
     def check(self, chain: Chain) -> None:
         """Refuse reducers that this model's tower cannot run."""
@@ -50,5 +50,5 @@ def open_sight(
     vision = Vision(loaded, rate=rate)
     session = Session(loaded, memory, budget, vision=vision)
     name = "the tiny video-language model" if model is None else loaded.name
-    eyes = ModelEyes(vision, session)
-    return Sight(eyes, session, name, session.budget, vision.silence is not None, eyes.side)
+    eyes, silence = ModelEyes(vision, session), None if vision.silence is None else vision.threshold
+    return Sight(eyes, session, name, session.budget, silence, eyes.side)

@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
+from penstock.core import Phase
 from penstock.errors import InputError
-from penstock.reply import end_tokens
+from penstock.reply import end_tokens, turn_ids
 from penstock.triggers import Signs, Trigger
 from penstock.watch.eyes import Reader
 
 _NOTHING = re.compile(r"\W*(no|none|nothing|not (yet|seen|now)|not|never|unknown)\b.*", re.IGNORECASE | re.DOTALL)
 MAX_NEW = 32
+_YES_NO = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Requests:
     def __init__(self, requests: Sequence[str], trigger: Trigger, reader: Reader) -> None:
         self.requests, self.trigger, self.reader = list(requests), trigger, reader
         self.in_stream = "silence" in trigger.needs
-        self._state = trigger.start()
+        self._states = [trigger.start() for _ in (self.requests if trigger.each else [""])]
         self._before: dict[str, str] = {}
         self._put_at: int | None = None
         self._answer: list[int] = []  # token ids of the last announcement, where its perplexity is asked for
@@ -63,8 +65,10 @@ class Requests:
         """After a frame: what is to be said now."""
         if not self.requests:
             return []
+        if self.trigger.each:
+            return self._look_each(t, change)
         signs = self._signs(t, change)
-        self._state, speaks = self.trigger.step(self._state, signs)
+        self._states[0], speaks = self.trigger.step(self._states[0], signs)
         self._spoke = False
         if not speaks:
             self._repeated = ""
@@ -80,10 +84,27 @@ class Requests:
             self._answered, self._spoke = perplexity(self.reader, self._answer), True
         return said
 
-    def _asked(self, request: str) -> Said | None:
+    def _look_each(self, t: float, change: float) -> list[Said]:
+        """Every request by itself; what is not to be looked at costs nothing."""
+        said = []
+        for i, request in enumerate(self.requests):
+            if not self.trigger.looks(self._states[i], t):
+                continue
+            self.checks += 1
+            signs = Signs(t, change, evidence=evidence(self.reader, request))
+            self._states[i], speaks = self.trigger.step(self._states[i], signs)
+            if speaks:
+                text = self._answered_aside(request)
+                said += [Said(text, request)] if text else []
+        return said
+
+    def _answered_aside(self, request: str) -> str:
         question = worded(self.reader, request)
         with aside(self.reader, len(question) + MAX_NEW):
-            text = "".join(self.reader.reply(question, max_new=MAX_NEW)).strip()
+            return "".join(self.reader.reply(question, max_new=MAX_NEW)).strip()
+
+    def _asked(self, request: str) -> Said | None:
+        text = self._answered_aside(request)
         before, self._before[request] = self._before.get(request), text
         return None if not text or _NOTHING.fullmatch(text) or text == before else Said(text, request)
 
@@ -138,6 +159,25 @@ def perplexity(reader: Reader, ids: Sequence[int]) -> float:
             total -= float(torch.log_softmax(reader.logits.float(), -1)[token])
             reader.decode(token)
     return math.exp(min(total / max(1, len(ids)), 700.0))
+
+
+def evidence(reader: Reader, request: str) -> float:
+    """How sure the model is that it has seen what a request waits for, 0 to 1: its yes against its no.
+
+    The session is as before.
+    """
+    session: Any = reader
+    tokenizer = reader.model.tokenizer
+    words = [{tokenizer(form, add_special_tokens=False)["input_ids"][0] for form in forms} for forms in _YES_NO]
+    question = worded(reader, f"{request} Has it been seen? Answer yes or no.")
+    with aside(reader, len(question) + MAX_NEW):
+        for ids in turn_ids(session, question, False, session._in_answer):
+            session.ingest(ids, Phase.ASK)
+        session.seer.close(session, Phase.ASK)
+        assert reader.logits is not None
+        p = torch.softmax(reader.logits.float(), -1)
+        yes, no = (float(p[sorted(ids)].sum()) for ids in words)
+    return yes / (yes + no) if yes + no else 0.0
 
 
 def _holds(reader: Reader, index: int) -> bool:

@@ -61,14 +61,22 @@ class Spoken:
 
 
 class Voice:
-    """Asks and lets speak; `speech`: tokens per second of the video's clock."""
+    """Asks and lets speak; `speech`: tokens per second of the video's clock.
+
+    `apart`: an answer is spoken from a snapshot of what had been seen when it was asked (Dispider's reaction,
+    arXiv:2501.03218).  Nothing that is seen meanwhile changes it, and neither question nor answer enters the stream.
+    """
 
     def __init__(
         self, reader: Reader, pipeline: Pipeline, *, max_new: int, speech: float | None = None,
-        monitor: Monitor | None = None, debounce: Debounce | None = None,
+        monitor: Monitor | None = None, debounce: Debounce | None = None, apart: bool = False,
     ) -> None:  # fmt: skip
         session: Any = reader
-        self.live = Live(session, clock=pipeline.clock, monitor=monitor, debounce=debounce)
+        self._session = session
+        self._settings: dict[str, Any] = {"clock": pipeline.clock, "monitor": monitor, "debounce": debounce}
+        self.live = Live(self._session, **self._settings)  # what comes in enters through it
+        self.speaker = self.live  # where the answer is spoken
+        self.apart = apart
         self.pipeline, self.max_new, self.speech = pipeline, max_new, speech
         self.now: Spoken | None = None
 
@@ -80,7 +88,10 @@ class Voice:
         """Put the question; the answer's first piece.  Returns it when it has ended."""
         assert self.now is None, "an answer is under way"
         self.now = Spoken(question, t, asked)
-        self.live.ask(words, max_new=self.max_new)
+        if self.apart:
+            self._session.flush()
+            self.speaker = Live(self._session.fork(), **self._settings)
+        self.speaker.ask(words, max_new=self.max_new)
         return self.go_on()
 
     def admits(self, t: float) -> bool:
@@ -88,8 +99,10 @@ class Voice:
         if self.now is None:
             return True
         if self.pipeline.is_timed:
-            return self.live.perceives(self.pipeline.filled)
-        return self.speech is not None and self.live.lets_in and t <= self.now.t + self.now.steps / self.speech + 1e-9
+            return self.speaker.perceives(self.pipeline.filled)
+        return (
+            self.speech is not None and self.speaker.lets_in and t <= self.now.t + self.now.steps / self.speech + 1e-9
+        )
 
     def go_on(self) -> Spoken | None:
         """One more token; the answer, when that was its end."""
@@ -97,9 +110,9 @@ class Voice:
         assert spoken is not None
         spoken.steps += 1
         try:
-            events = self.live.step()
+            events = self.speaker.step()
         except BaseException:
-            self.now = None
+            self._end()
             raise
         for event in events:
             if event.kind == "piece":
@@ -108,14 +121,21 @@ class Voice:
                 if spoken.asked is not None:
                     spoken.asked.pieces.append(event.text)
             elif event.kind in ("end", "cut"):
-                spoken.why, self.now = event.facts["why"], None
+                spoken.why = event.facts["why"]
+                self._end()
                 return spoken
         return None
+
+    def _end(self) -> None:
+        self.now = None
+        if self.speaker is not self.live:
+            self.speaker.session.runner.close()
+            self.speaker = self.live
 
     def cut(self) -> Spoken:
         """End the answer behind what was delivered."""
         assert self.now is not None
-        self.live.interrupt()
+        self.speaker.interrupt()
         ended = self.go_on()
         assert ended is not None, "an interruption ends an answer"
         return ended

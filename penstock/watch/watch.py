@@ -55,7 +55,7 @@ class Watch:
         self.counts, self.seconds = Counts(), Seconds()
         self.voice = Voice(
             self.reader, self.pipeline, max_new=self.limits.max_new, speech=self.limits.speech, monitor=self.monitor,
-            debounce=self.debounce,
+            debounce=self.debounce, apart=self.limits.apart,
         )  # fmt: skip
         self.newest: Frame | None = None  # the newest frame that was read
         self._asked: deque[Asked] = deque()  # from other threads

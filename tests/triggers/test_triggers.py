@@ -9,13 +9,17 @@ import pytest
 from penstock.errors import InputError, UnknownName
 from penstock.triggers import Debounce, Signs, Trigger, parse, registry
 from penstock.triggers.change import Change
+from penstock.triggers.clips import Clips
+from penstock.triggers.evidence import Evidence, offset
 from penstock.triggers.perplexity import Perplexity
 from penstock.triggers.silence import Silence
 
 
 def signs(i: int) -> Signs:
     odd = i % 7 == 3
-    return Signs(i / 2, 0.9 if odd else 0.1, 0.2 if odd else 0.9, not odd, 3.0 if odd else 1.0, i == 1, 1.0)
+    return Signs(
+        i / 2, 0.9 if odd else 0.1, 0.2 if odd else 0.9, not odd, 3.0 if odd else 1.0, i == 1, 1.0, 0.9 if odd else 0.1
+    )  # fmt: skip
 
 
 def run(trigger: Trigger, given: list[Signs], state: object = None) -> tuple[object, list[bool]]:
@@ -59,6 +63,48 @@ def test_change_speaks_at_about_the_share_asked_for() -> None:
     given = [Signs(float(i), change=((i * 37) % 100) / 100) for i in range(2000)]
     fired = sum(run(Change(share=0.1), given)[1][500:]) / 1500
     assert 0.05 < fired < 0.2
+
+
+INTERVALS = [(0.0, 0.5), (3.0, 3.0), (5.5, 9.0), (19.5, 19.5)]
+
+
+def test_an_answer_misses_its_evidence_by_nothing_inside_and_continuously_outside() -> None:
+    for start, end in INTERVALS:
+        assert [offset(t, start, end) for t in (start, (start + end) / 2, end)] == [0.0, 0.0, 0.0]
+        for edge in (start, end):
+            assert abs(offset(edge - 1e-6, start, end) - offset(edge + 1e-6, start, end)) < 1e-5
+        assert (offset(start - 2, start, end), offset(end + 3, start, end)) == (-2.0, 3.0)
+
+
+@pytest.mark.parametrize(("start", "end"), INTERVALS)
+def test_evidence_is_answered_when_it_is_there_and_the_question_stays_open_until_then(start: float, end: float) -> None:
+    given = [Signs(i / 2, evidence=float(start <= i / 2 <= end)) for i in range(60)]
+    said = [s.t for s, fires in zip(given, run(Evidence(every=0.0, longest=0.0), given)[1]) if fires]
+    assert len(said) == 1  # once, though the evidence stays
+    assert offset(said[0], start, end) == 0.0
+    late = [s.t for s, fires in zip(given, run(Evidence(), given)[1]) if fires]
+    assert all(0 <= offset(t, start, start) <= Evidence().longest for t in late)
+
+
+def test_looks_that_find_nothing_become_rarer_and_are_bounded() -> None:
+    rule, looks = Evidence(every=0.5, backoff=2.0, longest=8.0), 0
+    state = rule.start()
+    for i in range(2000):
+        looks += rule.looks(state, i / 2)
+        signs = Signs(i / 2, evidence=0.0) if rule.looks(state, i / 2) else Signs(i / 2)
+        state, fires = rule.step(state, signs)  # nothing is measured where it does not look
+        assert not fires
+    assert looks <= 5 + 1000 / 8 + 1
+
+
+def test_a_clip_is_decided_on_at_its_end_alone_and_by_what_was_seen() -> None:
+    def some(i: int, scenes: tuple[int, ...], p: float = 0.2) -> Signs:
+        return Signs(i / 2, change=float(i in scenes), silence=p)
+
+    rule = Clips(longest=6)
+    assert [i for i, fires in enumerate(run(rule, [some(i, (3, 8)) for i in range(20)])[1]) if fires] == [3, 8, 14]
+    assert not any(run(rule, [some(i, (3, 8), 0.6) for i in range(20)])[1])  # silence is likelier
+    assert run(rule, [some(i, (3,)) for i in range(9)])[1] == run(rule, [some(i, (3, 9, 10)) for i in range(20)])[1][:9]
 
 
 def test_a_sign_that_was_not_measured_is_asked_for() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from penstock.core import Frame, Phase, RealClock
 from penstock.io.video.world import Generated
-from penstock.watch import Limits
+from penstock.watch import Limits, speaking
 from tests.watch.fake import sight, video
 from tests.watch.test_watch import watcher
 
@@ -100,6 +100,51 @@ def test_an_interruption_keeps_what_was_delivered_and_the_next_question_is_answe
     assert later.event is not None
     assert later.event.text == "not asked: taken back."
     assert "".join(now.pieces).strip() == events[1].text
+
+
+def test_apart_an_answer_is_that_of_its_moment_and_seeing_goes_on_as_if_nothing_were_asked() -> None:
+    """Dispider's reaction: on a snapshot, while perception keeps its pace."""
+    alone, _ = watcher(video(12), sight=sight(budget=64))
+    for _ in alone.run():
+        pass
+    answers = set()
+    for speech in (None, 1.0, 3.0, 40.0):  # however many frames come while it speaks
+        seen = sight(budget=64)
+        watch, events = watcher(video(12), ["What?@2"], sight=seen, limits=Limits(max_new=9, speech=speech, apart=True))
+        for _ in watch.run():
+            pass
+        answers.add(events[0].text)
+        assert seen.eyes.read_at == alone.eyes.read_at  # type: ignore[attr-defined]
+        assert seen.reader.log.digest == alone.reader.log.digest  # type: ignore[attr-defined]
+        assert ("frames_while_speaking" in events[0].facts) == (speech in (1.0, 3.0))
+    assert len(answers) == 1
+
+
+def test_each_request_is_looked_at_by_itself_and_told_when_its_evidence_comes(monkeypatch: Any) -> None:
+    looked: list[str] = []
+
+    def oracle(reader: Any, request: str) -> float:
+        looked.append(request)
+        return float(2.0 <= watch.t <= 4.0) if "rain" in request else 0.0
+
+    monkeypatch.setattr(speaking, "evidence", oracle)
+    requests = ["Tell me when it rains.", "Tell me when it snows."]
+    watch, events = watcher(video(16), requests=requests, trigger="evidence:every=0.0,longest=0.0")
+    for _ in watch.run():
+        pass
+    said = [(event.t, event.question) for event in events if event.kind == "announcement"]
+    assert said == [(2.0, requests[0])]
+    assert len(looked) == watch.requests.checks == 32
+
+
+def test_evidence_is_a_share_and_leaves_the_session_as_it_was() -> None:
+    watch, _ = watcher(video(4), sight=sight(budget=64))
+    for _ in watch.run():
+        pass
+    session: Any = watch.reader
+    before, digest = session.logits.clone(), session.log.digest
+    assert 0 < speaking.evidence(session, "Tell me when it rains.") < 1
+    assert (session.log.digest, bool((session.logits == before).all())) == (digest, True)
 
 
 def test_a_monitor_that_objects_ends_an_answer_with_an_event() -> None:
