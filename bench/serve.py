@@ -49,9 +49,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=6000, help="first: tokens of a request")
     parser.add_argument("--live", type=int, default=4, help="pace: sessions that answer")
     parser.add_argument("--file", type=int, default=200_000, help="pace: tokens of the file")
-    parser.add_argument("--requests", type=int, default=120, help="goodput: requests")
-    parser.add_argument("--load", type=float, default=4.0, help="goodput: requests per second")
-    parser.add_argument("--capacity", type=int, default=1200, help="goodput: entries of the device")
+    parser.add_argument("--requests", type=int, default=300, help="goodput: requests")
+    parser.add_argument("--loads", default="12,16,20,28", help="goodput: requests per second")
+    parser.add_argument("--capacity", type=int, default=4400, help="goodput: entries of the device")
     parser.add_argument("--users", type=int, default=8, help="load: users of the load generator")
     parser.add_argument("--json", type=Path, default=None)
     a = parser.parse_args()
@@ -62,7 +62,9 @@ def main() -> None:
         "live": lambda: live.run(model, a.sessions, a.minutes, a.rate, a.burst, a.budget, a.ram),
         "first": lambda: first.run(model, 3, a.pages, 10.0, a.tokens, a.budget),
         "pace": lambda: pace.run(model, a.live, a.file, a.budget),
-        "goodput": lambda: goodput.run(model, a.requests, a.load, a.capacity, first=5.0, between=0.5),
+        "goodput": lambda: goodput.run(
+            model, a.requests, [float(load) for load in a.loads.split(",")], a.capacity, first=5.0, between=0.5
+        ),
         "drafts": lambda: drafts.run(model, sessions=4, tokens=96, budget=a.budget, rounds=3),
         "load": lambda: load_public.run(a.users, seconds=20),
     }  # fmt: skip

@@ -6,13 +6,13 @@ acquire rows and tokens in that order (plan.py).  A policy may also hold back se
 
 from __future__ import annotations
 
-import random
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import ClassVar
+from zlib import crc32
 
 from penstock.errors import UnknownName
 
@@ -35,6 +35,7 @@ class Candidate:
     most: int = 0  # tokens that its answer may have at most
     guesses: int = 0  # tokens that may be let in behind its next one, if there is room
     limit: int | None = None  # entries its memory never exceeds; None: grows
+    waiting: int = 0  # tokens in its queue, in all
 
 
 class Policy:
@@ -89,13 +90,14 @@ class PastFuture(Policy):
     """First come, first served, admitted only if the predicted peak of memory fits.  arXiv:2507.10150
 
     The lengths of past answers predict those of the open ones, conditioned on what they already have; the worst of
-    several draws counts.  Differs from the paper: a bounded memory enters with what it can still grow, not with tokens.
+    several draws counts.  Differs from the paper: an answer keeps its draws, because asking anew in every step is a
+    lottery that anybody wins in the end; a bounded memory enters with what it can still grow, not with tokens.
     """
 
     name = "past-future"
 
     def __init__(self, window: int = 200, reserve: float = 0.05, seed: int = 0) -> None:
-        self.reserve, self._random = reserve, random.Random(seed)
+        self.reserve, self.seed = reserve, seed
         self._recent: deque[int] = deque(maxlen=window)
         self._sorted: list[int] = []
 
@@ -105,11 +107,11 @@ class PastFuture(Policy):
         self._recent.append(tokens)
         insort(self._sorted, tokens)
 
-    def predict(self, grown: int, most: int) -> int:
-        """Tokens an answer will have in all, drawn from the past; at least one more than it has."""
+    def predict(self, grown: int, most: int, draw: float) -> int:
+        """Tokens an answer will have in all, drawn (0..1) from the past; at least one more than it has."""
         longer = [n for n in self._sorted[bisect_right(self._sorted, grown) :] if n < most]
         points = [grown + 1, *longer, max(most, grown + 1)] if not self._recent or not longer else longer
-        at = self._random.random() * (len(points) - 1)
+        at = draw * (len(points) - 1)
         low = int(at)
         high = min(low + 1, len(points) - 1)
         return round(points[low] + (points[high] - points[low]) * (at - low))
@@ -131,11 +133,12 @@ class PastFuture(Policy):
 
     def _peak(self, streams: Sequence[Candidate]) -> int:
         draws = min(5, -(-200 // len(streams)))
-        return max(peak([self._future(c) for c in streams]) for _ in range(draws))
+        return max(peak([self._future(c, number) for c in streams]) for number in range(draws))
 
-    def _future(self, c: Candidate) -> tuple[int, int]:
-        coming = self.predict(c.grown, c.most) - c.grown if c.most else 0
-        coming += 0 if c.decodes else c.tokens
+    def _future(self, c: Candidate, number: int) -> tuple[int, int]:
+        draw = crc32(f"{self.seed} {number} {c.arrived} {c.id}".encode()) / (1 << 32)
+        coming = self.predict(c.grown, c.most, draw) - c.grown if c.most else 0
+        coming += 0 if c.decodes else c.waiting
         if c.limit is None:
             return c.held, coming
         # A bounded memory that is full stays as large until its stream leaves: it counts with all it will hold.

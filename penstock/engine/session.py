@@ -247,7 +247,7 @@ class EngineSession:
             has_row=self.row is not None, is_pinned=speaking is not None and speaking.is_pinned,
             is_fresh=self.row is not None and self.turns < quantum, held=held,
             grown=0 if speaking is None else len(speaking.turn.tokens), most=most, limit=limit,
-            guesses=0 if speaking is None else speaking.turn.may_guess(guesses),
+            guesses=0 if speaking is None else speaking.turn.may_guess(guesses), waiting=self.inbox.tokens,
         )  # fmt: skip
 
     def _check_open(self) -> None:

@@ -50,15 +50,15 @@ def test_a_constant_past_predicts_exactly() -> None:
     policy = PastFuture()
     for _ in range(50):
         policy.ended(12)
-    assert {policy.predict(grown, 100) for grown in range(12)} == {12}
-    assert policy.predict(12, 100) > 12
+    assert {policy.predict(grown, 100, 0.7) for grown in range(12)} == {12}
+    assert policy.predict(12, 100, 0.0) > 12
 
 
 def test_the_past_is_forgotten_beyond_its_window() -> None:
     policy = PastFuture(window=4)
     for tokens in [90, 90, 90, 90, 5, 5, 5, 5]:
         policy.ended(tokens)
-    assert {policy.predict(0, 100) for _ in range(20)} == {5}
+    assert {policy.predict(0, 100, draw / 20) for draw in range(20)} == {5}
 
 
 def running(id: str, held: int, grown: int, **options: object) -> Candidate:
