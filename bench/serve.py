@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="live: simulated minutes")
     parser.add_argument("--rate", type=float, default=0.5, help="live: tokens per simulated second and session")
     parser.add_argument("--burst", type=int, default=40, help="live: tokens at once")
+    parser.add_argument("--plan", action="store_true", help="live: leave out the model's pass")
     parser.add_argument("--ram", default="128MiB", help="live: for demoted sessions, the others are on disk")
     parser.add_argument("--pages", type=int, default=24, help="first: pages of a request, over ten seconds")
     parser.add_argument("--tokens", type=int, default=6000, help="first: tokens of a request")
@@ -59,7 +60,7 @@ def main() -> None:
     model = load(None)
     figures: dict[str, Callable[[], dict[str, Any]]] = {
         "batch": lambda: serve_batch.run(model, a.rows, a.budget, tokens=64, rounds=5, path=a.path),
-        "live": lambda: live.run(model, a.sessions, a.minutes, a.rate, a.burst, a.budget, a.ram),
+        "live": lambda: live.run(model, a.sessions, a.minutes, a.rate, a.burst, a.budget, a.ram, a.plan),
         "first": lambda: first.run(model, 3, a.pages, 10.0, a.tokens, a.budget),
         "pace": lambda: pace.run(model, a.live, a.file, a.budget),
         "goodput": lambda: goodput.run(

@@ -7,7 +7,7 @@ events malformed and out of order, left at any moment with and without a goodbye
 beside healthy sessions that append and ask all the time.  Looked at afterwards:
 
     crash     the process lives, /health is ok, no answer had status 500, nothing was written to standard error
-    leak      resident set, open files, threads, tasks and sessions, after the first tenth and at the end
+    leak      resident set, open files, threads and tasks after each tenth, and sessions at the end
     slow      of 200 connections that send a header or a body byte by byte, how many are shut out in 90 seconds
     effect    each answer of the healthy sessions is that of a session alone; their waits beside and without the attack
 
@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 import httpx
@@ -68,14 +69,15 @@ def fuzz(connections: int, seed: int, healthy: int) -> dict[str, Any]:
         quiet = [wait for other in others for wait in other.waits]
         cases = Cases(seed, model.name)
         began = time.perf_counter()
-        kinds = attack(server.address, cases, connections // 10)
-        settle(server.address, ids)
-        first = usage(server.process.pid, http)
-        kinds += attack(server.address, cases, connections - connections // 10)
+        kinds: Counter[str] = Counter()
+        held = []
+        for _ in range(10):
+            kinds += attack(server.address, cases, connections // 10)
+            settle(server.address, ids)
+            held.append(usage(server.process.pid, http))
         spent = time.perf_counter() - began
         slow = crawl(server.address, 200, 90.0)
         left = settle(server.address, ids)
-        last = usage(server.process.pid, http)
         loud = [wait for other in others for wait in other.waits[-(len(other.waits) * 9 // 10) :]]
         stops.set()
         for thread in threads:
@@ -88,8 +90,8 @@ def fuzz(connections: int, seed: int, healthy: int) -> dict[str, Any]:
         wrong = sum(other.wrong(model, BUDGET) for other in others)
     return {
         "connections": sum(kinds.values()), "kinds": dict(kinds), "seed": seed, "seconds": round(spent, 1),
-        "alive": is_alive, "status_500": int(failed), "tracebacks": errors.count("Traceback"), "errors": errors[-2000:],
-        **left, **slow, "after_first_tenth": first, "at_end": last,
+        "alive": is_alive, "status_500": int(failed),
+        "written": dict(Counter(errors.splitlines()).most_common(40)), **left, **slow, "held": held,
         "healthy_answers": sum(len(o.answers) for o in others),
         "healthy_wrong": wrong, "healthy_failures": [text for o in others for text in o.failures],
         "median_wait_seconds": {"alone": statistics.median(quiet), "beside": statistics.median(loud)},
@@ -106,8 +108,9 @@ def main() -> None:
     result = fuzz(arguments.connections, arguments.seed, arguments.healthy)
     say(f"{result['connections']} connections in {result['seconds']} s: {result['kinds']}")
     say(f"alive {result['alive']}, health {result['health']}, status 500: {result['status_500']}, "
-        f"tracebacks: {result['tracebacks']}")  # fmt: skip
-    say(f"after the first tenth {result['after_first_tenth']}, at the end {result['at_end']}")
+        f"lines on standard error: {sum(result['written'].values())}")  # fmt: skip
+    for number, held in enumerate(result["held"], 1):
+        say(f"after tenth {number:2}: {held}")
     say(f"slow ones shut out: {result['shut_out']} of {result['slow']}, {result['with_408']} with status 408")
     say(f"sessions left over: {result['extra_sessions']}, answers or connections still open: {result['busy']:.0f}")
     say(f"healthy sessions: {result['healthy_answers']} answers, {result['healthy_wrong']} wrong, "

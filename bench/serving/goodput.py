@@ -16,11 +16,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from bench.report import say, table
-from bench.serving.common import Text
-from penstock.core import Phase, SimulatedClock, Span
+from bench.serving.common import Text, leave_out_the_model
+from penstock.core import SimulatedClock
 from penstock.engine import POLICIES, Answer, Engine, PastFuture, Policy
 from penstock.models.load import Model
 
@@ -36,18 +34,6 @@ def _requests(count: int, rate: float, seed: int) -> list[tuple[float, int, int]
     return out
 
 
-def _leave_out_the_model(engine: Engine) -> None:
-    word = engine.model.tokenizer(" a")["input_ids"][-1]
-    answer = torch.zeros(engine.model.attached.vocabulary)
-    answer[word] = 1.0
-
-    def step(spans: Sequence[Span], tokens: Sequence[int], logits: Any, phase: Phase = Phase.INGEST) -> torch.Tensor:
-        with engine.memory.step(spans, phase):
-            return answer.expand(len(logits), -1)
-
-    engine.runner.step = step  # type: ignore[method-assign,assignment]
-
-
 def _serve(
     model: Model, policy: str, requests: list[tuple[float, int, int]], capacity: int, first: float, between: float
 ) -> dict[str, Any]:
@@ -59,7 +45,7 @@ def _serve(
     engine = Engine(
         model, "dense", None, rows=96, policy=rule, clock=clock, device=capacity * per_entry, quantum=1, ram="8GiB"
     )
-    _leave_out_the_model(engine)
+    leave_out_the_model(engine)
     waiting = list(requests)
     open_: dict[str, tuple[Answer, int]] = {}
     asked: dict[str, float] = {}
