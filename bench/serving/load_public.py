@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
-import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,37 +11,27 @@ from typing import Any
 from bench.peers.environments import ROOT, python_of
 from bench.peers.protocol import Skip
 from bench.report import say, table
+from bench.robust.process import started
 
 
 def run(users: int, seconds: int) -> dict[str, Any]:
     """`users` ask for short chat completions without pause for `seconds`, streamed and whole."""
     python = python_of("locust")
-    command = [str(Path(sys.executable).parent / "penstock"), "serve", "--json", "--port", "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
-    try:
-        assert server.stdout is not None
-        ready = json.loads(server.stdout.readline() or "{}")
-        address = next((v for v in ready.values() if isinstance(v, str) and v.startswith("http")), None)
-        if address is None:
-            raise Skip(f"penstock serve did not start: {ready}")
-        with tempfile.TemporaryDirectory() as folder:
-            result = subprocess.run(
-                [
-                    str(python), "-m", "locust", "--headless", "--only-summary", "-f",
-                    str(ROOT / "bench" / "serving" / "locustfile.py"), "-H", address, "-u", str(users),
-                    "-r", str(users),
-                    "-t", f"{seconds}s", "--csv", f"{folder}/out",
-                ],
-                capture_output=True, text=True, check=False, timeout=seconds + 120,
-            )  # fmt: skip
-            stats = Path(folder) / "out_stats.csv"
-            if not stats.exists():
-                raise Skip(f"locust gave no result: {result.stderr.strip().splitlines()[-1:]}")
-            rows = list(csv.DictReader(stats.open(encoding="utf-8")))
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(60)
+    with started() as server, tempfile.TemporaryDirectory() as folder:
+        result = subprocess.run(
+            [
+                str(python), "-m", "locust", "--headless", "--only-summary", "-f",
+                str(ROOT / "bench" / "serving" / "locustfile.py"), "-H", server.address, "-u", str(users),
+                "-r", str(users),
+                "-t", f"{seconds}s", "--csv", f"{folder}/out",
+            ],
+            capture_output=True, text=True, check=False, timeout=seconds + 120,
+        )  # fmt: skip
+        stats = Path(folder) / "out_stats.csv"
+        if not stats.exists():
+            raise Skip(f"locust gave no result: {result.stderr.strip().splitlines()[-1:]}")
+        rows = list(csv.DictReader(stats.open(encoding="utf-8")))
+        failures = list(csv.DictReader((Path(folder) / "out_failures.csv").open(encoding="utf-8")))
     found = {
         row["Name"]: {
             "requests": int(row["Request Count"]), "failures": int(row["Failure Count"]),
@@ -59,4 +45,4 @@ def run(users: int, seconds: int) -> dict[str, Any]:
         for name, r in found.items()
     ]  # fmt: skip
     say(table([f"locust, {users} users, {seconds} s", "requests", "failures", "per second", "p50", "p99"], shown))
-    return {"users": users, "seconds": seconds, "tool": "locust", "by_name": found}
+    return {"users": users, "seconds": seconds, "tool": "locust", "by_name": found, "failures": failures}

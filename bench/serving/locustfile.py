@@ -4,7 +4,7 @@ import time
 
 from locust import HttpUser, task
 
-BODY = {"messages": [{"role": "user", "content": "What is a pipe?"}], "max_tokens": 24}
+BODY = {"model": "tiny", "messages": [{"role": "user", "content": "What is a pipe?"}], "max_tokens": 24}
 
 
 class Caller(HttpUser):
