@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI = 2
+ABI = 3
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 QKV, OUT, GATE_UP, DOWN, HEAD = range(5)
 NORM_IN, NORM_MLP, NORM_QUERY, NORM_KEY, NORM_LAST = range(5)
@@ -90,6 +90,30 @@ class Stretch(Structure):
     )
 
 
+class OfferOf(Structure):
+    """pk_offer."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("key", "value", "key_scale", "key_zero", "value_scale", "value_zero")),
+        *((name, c_void_p) for name in ("query_cos", "query_sin", "key_cos", "key_sin", "bias")),
+        *((name, c_int64) for name in ("key_head", "value_head", "bias_head", "count")),
+        ("kind", c_int32),
+        ("shared", c_int32),
+    )
+
+
+class ReadingOf(Structure):
+    """pk_reading."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("query", "offers", "out", "lse", "work")),
+        ("query_head", c_int64),
+        ("scale", c_float),
+        *((name, c_int32) for name in ("offer_count", "heads", "kv_heads", "width", "half", "interleaved")),
+        *((name, c_int32) for name in ("stored", "threads", "unused")),
+    )
+
+
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pk_abi": (c_int32, ()),
     "pk_built": (c_int32, ()),
@@ -103,6 +127,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pk_model_embedding": (c_int32, (c_void_p, c_void_p)),
     "pk_run": (c_int32, (c_void_p, POINTER(StepOf))),
     "pk_run_stretch": (c_int32, (c_void_p, POINTER(Stretch))),
+    "pk_read_room": (c_int64, (c_int32, c_int32)),
+    "pk_read": (None, (POINTER(ReadingOf),)),
 }
 
 
@@ -141,6 +167,8 @@ __all__ = [
     "SETS",
     "Group",
     "LayerMemory",
+    "OfferOf",
+    "ReadingOf",
     "Shape",
     "Source",
     "SpanOf",

@@ -4,7 +4,8 @@ A step is cut where a layer attends:
 
     embed, QKV of layer 0 | attend | out, MLP of layer 0, QKV of layer 1 | attend | ...  | out, MLP of the last, logits
 
-and each piece between two attentions (a stretch) is one call of the library, on its threads and tiles.
+and each piece between two attentions (a stretch) is one call of the library, on its threads and tiles.  Of attention, a
+single token's reading of all parts is one call too (reading.py).
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import library as lib
+from penstock.kernels.reading import Reading
 from penstock.kernels.weights import Weights
 from penstock.memory import Memory
+from penstock.memory.flow import FlowPlan
 
 
 class Split:
@@ -28,6 +31,7 @@ class Split:
         self._run = lib.library().pk_run_stretch
         first = memory.geometry.layers[0]
         self._heads, self._kv, self._width = first.query_heads, first.kv_heads, first.key_width
+        self._reading = Reading()
         self._layers = [layer.index for layer in memory.geometry.layers]
 
     def run(self, step: Any, tokens: Tensor, places: Tensor | None) -> Tensor | None:
@@ -35,6 +39,9 @@ class Split:
         tokens, count = tokens.contiguous(), len(tokens)
         if int(tokens.min()) < 0 or int(tokens.max()) >= self.vocabulary:
             raise IndexError(f"a token is outside of the vocabulary of {self.vocabulary}")
+        for plan in step.plans:
+            if isinstance(plan, FlowPlan):
+                plan.read = self._reading.read
         dtype = self.memory.geometry.dtype
         hidden = torch.empty(count, self.weights.hidden)
         query = torch.empty(count, self._heads, self._width, dtype=dtype)

@@ -5,7 +5,7 @@ from penstock.memory.entries import Entries
 from penstock.memory.frames import Frame
 from penstock.memory.layout import Geometry, Layer
 from penstock.memory.memory import Memory, SegmentView, Step, row_bytes
-from penstock.memory.parts import Additive, Part, Place, Query, Readable, State, Unit
+from penstock.memory.parts import Additive, Offer, Part, Place, Query, Readable, State, Unit
 from penstock.memory.positions import Alibi, Rotary
 from penstock.memory.segments import Everything, Segment, Sinks, Window
 from penstock.memory.vector import Vector
@@ -21,6 +21,7 @@ __all__ = [
     "Heads",
     "Layer",
     "Memory",
+    "Offer",
     "Part",
     "Place",
     "Placement",

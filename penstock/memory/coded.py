@@ -22,7 +22,7 @@ from penstock.memory.cascade import Cascade
 from penstock.memory.codec import Codec, Floats, Piece
 from penstock.memory.entries import Entries
 from penstock.memory.frames import Frame
-from penstock.memory.parts import Additive, Part, Place, Query, Readable, State, Unit
+from penstock.memory.parts import Offer, Packed, Part, Place, Query, Readable, State, Unit
 from penstock.memory.positions import Angles, Rotary
 from penstock.memory.segments import Sinks
 
@@ -181,25 +181,31 @@ class Coded(Part):
         kind = torch.zeros(seen.shape, dtype=torch.uint8)
         return Entries(keys.decode(place.dtype), values.decode(place.dtype), seen.clone(), kind)
 
-    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Readable | Additive]:
-        """Coded groups, some at a time, then the fresh entries."""
+    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Offer]:
+        """Coded groups, as they are or some decoded at a time, then the fresh entries."""
         keys, values, seen = state["keys"], state["values"], self._seen(state)
         if not len(seen):
             return
         at = seen.expand(place.heads, -1) if frame.position is None else frame.position
-        angles = _angles(query, at[0], place)
 
         def readable(key: Tensor, value: Tensor, start: int, stop: int) -> Readable:
+            angles = _angles(query, at[0], place)
             if angles is not None:
                 assert isinstance(place.encoding, Rotary)
                 key = place.encoding.rotate(key, Angles(angles.cos[start:stop], angles.sin[start:stop]))
             return Readable(key, value, at[:, start:stop], frame.query, turned=True)
 
-        step = max(1, _AT_ONCE // self.group)
-        for i in range(0, len(keys), step):
-            start, stop = i * self.group, min(i + step, len(keys)) * self.group
-            key = keys.cut(i, i + step).decode(place.dtype)
-            yield readable(key, values.cut(i, i + step).decode(place.dtype), start, stop)
+        def decoded() -> Iterator[Readable]:
+            step = max(1, _AT_ONCE // self.group)
+            for i in range(0, len(keys), step):
+                start, stop = i * self.group, min(i + step, len(keys)) * self.group
+                key = keys.cut(i, i + step).decode(place.dtype)
+                yield readable(key, values.cut(i, i + step).decode(place.dtype), start, stop)
+
+        if len(keys) and frame.position is None:
+            yield Packed(keys, values, int(seen[0]), frame.query, decoded)
+        else:
+            yield from decoded()
         if state["key"].shape[1]:
             yield readable(state["key"], state["value"], len(keys) * self.group, len(seen))
 

@@ -12,7 +12,7 @@ With `literal` it is the specification instead: token by token, all that is read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from penstock.core import Kind, Phase, Span
 from penstock.errors import CompositionError
-from penstock.memory.attend import learned_sink
+from penstock.memory.attend import Partial, learned_sink
 from penstock.memory.cascade import Cascade, Heads, Placement
 from penstock.memory.entries import Entries
 from penstock.memory.frames import Ranks, frame, rank
 from penstock.memory.layout import Layer
-from penstock.memory.parts import Place, Query, Readable, State, Unit
+from penstock.memory.parts import Offer, Place, Query, Readable, State, Unit
 from penstock.memory.positions import Alibi, Angles
 from penstock.memory.reading import Reader
 
@@ -100,6 +100,7 @@ class FlowPlan:
     wanted: range | None = None
     decode: None = None
     at: Tensor | None = None  # [N] int64: where tokens stand, if the caller counts positions
+    read: Callable[[Reader, Iterable[Offer], Query], tuple[Partial, Tensor | None]] = Reader.read
 
 
 class FlowGroup:
@@ -192,7 +193,7 @@ def _piece(
     query_tail = torch.cat([old.query, query], dim=1) if old.query is not None else None
     lane.tail = Tail(entries, torch.cat([old.at, at]), query_tail, old.lse)
     asked = Query(query, seen, at, kinds, plan.phase, place, plan.memo, plan.wanted)
-    part, extra = reader.read(readables(branch, lane, asked), asked)
+    part, extra = plan.read(reader, readables(branch, lane, asked), asked)
     if sink_logit is not None:
         part = learned_sink(part, sink_logit)
     if old.lse is not None:
@@ -205,7 +206,7 @@ def _piece(
     return out
 
 
-def readables(branch: Branch, lane: Lane, query: Query) -> Any:
+def readables(branch: Branch, lane: Lane, query: Query) -> Iterator[Offer]:
     """All that the queries read: the tail, then what each part offers."""
     cascade, place = branch.cascade, branch.place
     tail = lane.tail.entries

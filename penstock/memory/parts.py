@@ -166,10 +166,24 @@ class Readable:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """Entries as they are stored, in codes: for readers that know the codes; others read what `plain` decodes."""
+
+    keys: Any  # coded.Groups: raw keys
+    values: Any
+    first: int  # position of the first entry; the others follow it
+    query_at: Tensor  # [queries] int64
+    plain: Callable[[], Iterator[Readable]]
+
+
+@dataclass(frozen=True)
 class Additive:
     """A result with a normaliser of its own, added after the merge (linear memories): out [Hq, C, Dv]."""
 
     out: Tensor
+
+
+Offer = Readable | Packed | Additive
 
 
 class Part(ABC):
@@ -217,7 +231,7 @@ class Part(ABC):
     def admit(self, state: State, arriving: Entries, unit: Unit, place: Place) -> tuple[State, Entries | None]:
         """Take raw entries in stream order; return the new state and what it gives up (raw, oldest first)."""
 
-    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Readable | Additive]:
+    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Offer]:
         """What the queries read."""
         held: Entries = state["held"]
         if len(held):
@@ -277,6 +291,8 @@ def refuse_alibi(place: Place, name: str) -> None:
 __all__ = [
     "Additive",
     "Frame",
+    "Offer",
+    "Packed",
     "Part",
     "Place",
     "Query",

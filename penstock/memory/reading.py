@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from penstock.memory.attend import MASKED, Partial, masked_value, merge, partial, partial_math
 from penstock.memory.cascade import Cascade
-from penstock.memory.parts import Additive, Place, Query, Readable, alibi_bias
+from penstock.memory.parts import Additive, Offer, Packed, Place, Query, Readable, alibi_bias
 from penstock.memory.positions import Rotary
 
 
@@ -24,13 +24,13 @@ class Reader:
     softcap: float | None
     literal: bool = False
 
-    def read(self, offers: Iterable[Readable | Additive], query: Query) -> tuple[Partial, Tensor | None]:
+    def read(self, offers: Iterable[Offer], query: Query) -> tuple[Partial, Tensor | None]:
         """The merged partial over all offers [1, Hq, C, ...], and the sum of the additive ones."""
         if self.literal:
-            return self._literal(offers, query)
+            return self._literal(decoded(offers), query)
         whole: Partial | None = None
         extra: Tensor | None = None
-        for offer in offers:
+        for offer in decoded(offers):
             if isinstance(offer, Additive):
                 extra = offer.out if extra is None else extra + offer.out
                 continue
@@ -56,7 +56,7 @@ class Reader:
         some = query.to(offer.query_at)[:, start:stop] if offer.queries != (0, None) else query.to(offer.query_at)
         key, value = self._keys(offer)[None], offer.value[None]
         heads, count, group = self.place.heads, some.shape[1], self.place.group
-        mask = self._mask(offer, query, some.dtype)
+        mask = self.mask(offer, query, some.dtype)
         if count == 1 and group > 1:  # the heads of a group become the queries of one call: keys are loaded once
             grouped = some.reshape(1, heads, group, some.shape[-1])
             if mask is not None and mask.dim() == 3:
@@ -67,7 +67,7 @@ class Reader:
             mask = (mask.repeat_interleave(group, 0) if mask.shape[0] == heads else mask)[None]
         return partial(some[None], key, value, scale=self.scale, mask=mask, softcap=self.softcap)
 
-    def _mask(self, offer: Readable, query: Query, dtype: torch.dtype) -> Tensor | None:
+    def mask(self, offer: Readable, query: Query, dtype: torch.dtype) -> Tensor | None:
         """Additive: [C, T], [H, C, T], or [Hq, C, T] where positions are a bias; None if all is seen as it is."""
         hidden = self._hidden(offer, query)
         alibi = alibi_bias(self.place, offer.query_at[slice(*offer.queries)], offer.position)
@@ -116,7 +116,7 @@ class Reader:
                     key = _turned(self.place.encoding, key, -offer.position)
                 # One softmax, one rotation per key: by its distance to the query as the frame numbers them.
                 key = _turned(self.place.encoding, key, offer.position - offer.query_at[-1])
-            mask = self._mask(offer, query, torch.float32)
+            mask = self.mask(offer, query, torch.float32)
             bias = torch.zeros(heads * group, key.shape[1], dtype=torch.float64)
             if mask is not None:
                 flat = mask.double().reshape(-1, mask.shape[-1])
@@ -130,6 +130,15 @@ class Reader:
             mask=torch.cat(biases, 1)[None, :, None], softcap=self.softcap,
         )  # fmt: skip
         return part, extra
+
+
+def decoded(offers: Iterable[Offer]) -> Iterator[Readable | Additive]:
+    """Codes are decoded."""
+    for offer in offers:
+        if isinstance(offer, Packed):
+            yield from offer.plain()
+        else:
+            yield offer
 
 
 def _turned(encoding: Rotary, x: Tensor, positions: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from penstock.errors import BudgetError, CompositionError
 from penstock.memory.entries import Entries
 from penstock.memory.frames import Frame, frame
-from penstock.memory.parts import Additive, Part, Place, Query, Readable, State, Unit
+from penstock.memory.parts import Offer, Part, Place, Query, State, Unit
 from penstock.memory.segments import Everything
 
 Route = tuple[tuple[int, ...], tuple[Part, ...]]  # kinds (core.Kind), and the parts that their entries flow through
@@ -117,7 +117,7 @@ class ByKind(Part):
         left = [entries for entries in given if entries is not None and len(entries)]
         return self._joined(states), Entries.join(left).ordered() if left else None
 
-    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Readable | Additive]:
+    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Offer]:
         """What each part offers, where the policy puts a part of its role."""
         start = 0
         for part, mine in zip(self.parts, self._split(state)):

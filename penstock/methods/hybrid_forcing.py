@@ -15,6 +15,7 @@ from torch import Tensor
 
 from penstock.errors import UsageError
 from penstock.memory import Additive, Cascade, Entries, Frame, Part, Place, Query, Readable, Sinks, State, Unit, Window
+from penstock.memory.parts import Offer
 from penstock.memory.summaries import room, wide_dtype
 from penstock.methods.base import LAWS, Method
 
@@ -62,7 +63,7 @@ class Linear(Part):
             "count": torch.tensor([after]),
         }, None
 
-    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Readable | Additive]:
+    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Offer]:
         """Nothing until something was absorbed."""
         if not self.gain or not int(state["count"]):
             return
@@ -87,7 +88,7 @@ class SparseWindow(Window):
     ratio: float = 1.0
     block: int = 64
 
-    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Readable | Additive]:
+    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Offer]:
         """The chosen blocks."""
         held: Entries = state["held"]
         count = -(-len(held) // self.block)

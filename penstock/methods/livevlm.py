@@ -16,7 +16,7 @@ from torch import Tensor
 
 from penstock.core import Kind, Phase
 from penstock.errors import BudgetError, UsageError
-from penstock.memory import Additive, Cascade, Entries, Frame, Part, Place, Query, Readable, Sinks, State, Unit, Window
+from penstock.memory import Cascade, Entries, Frame, Offer, Part, Place, Query, Readable, Sinks, State, Unit, Window
 from penstock.memory.retention import Retained, attention, best, check_unit, coarse
 from penstock.methods.base import LAWS, Method
 
@@ -56,7 +56,7 @@ class Bucketed(Retained):
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Readable | Additive]:
+    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Offer]:
         """Everything while the stream is read; chosen pages for questions and answers, numbered without holes."""
         held: Entries = state["held"]
         pages = -(-len(held) // self.page)

@@ -19,6 +19,7 @@ from penstock.memory.coded import Coded, Groups, coded_window
 from penstock.memory.entries import Entries
 from penstock.memory.frames import Frame
 from penstock.memory.parts import Place, Query, Readable, State, Unit
+from penstock.memory.reading import decoded
 from penstock.methods.base import LAWS, Method
 from penstock.testing import tiny_tokens
 from tests.laws import laws
@@ -144,7 +145,8 @@ def test_reads_what_it_decodes(codecs: Callable[[int], tuple[Codec, Codec]]) -> 
         state, _ = part.admit(state, entries, unit_of(entries), place)
     at = torch.arange(640, 643)
     query = Query(torch.randn(4, 3, 16), at, at, torch.zeros(3, dtype=torch.uint8), Phase.INGEST, place)
-    offers = [o for o in part.read(state, query, Frame("stream", at), place) if isinstance(o, Readable)]
+    read = part.read(state, query, Frame("stream", at), place)
+    offers = [o for o in decoded(read) if isinstance(o, Readable)]
     assert len(offers) >= 3, "it is decoded in pieces"
     assert all(o.turned and torch.equal(o.query_at, at) for o in offers)
     position = torch.cat([o.position for o in offers], 1)

@@ -88,9 +88,15 @@ PK_INLINE void weigh(const float *weights, const T *values, const T *next, int w
     for (int c = 0; c < C; c++) store(out + g * width + d + c * PK_LANES, sums[g][c]);
 }
 
+// Added to scores: floats of the first slot, and how many lie between two query heads.
+struct Bias {
+  const float *at = nullptr;
+  int64_t head = 0;
+};
+
 // Add slots to a part: top, sum [G], out [G, width].
 template <int G, class T>
-static void read_slots(const float *q, const T *keys, const T *values, int width, int64_t count, float *top, float *sum, float *out) {
+static void read_slots(const float *q, const T *keys, const T *values, int width, int64_t count, float *top, float *sum, float *out, Bias bias) {
   constexpr int C = PK_LANES == 16 ? (G <= 4 ? 4 : 2) : PK_LANES == 8 ? (G <= 3 ? 4 : G <= 6 ? 2 : 1) : (G <= 2 ? 4 : 1);
   float scores[G * SLOTS];
   for (int64_t begin = 0; begin < count; begin += SLOTS) {
@@ -99,6 +105,8 @@ static void read_slots(const float *q, const T *keys, const T *values, int width
     score<G>(q, keys + begin * width, value, width, size, scores);
     for (int g = 0; g < G; g++) {
       float *own = scores + g * SLOTS;
+      if (bias.at)
+        for (int s = 0; s < size; s++) own[s] += bias.at[g * bias.head + begin + s];
       const float most = largest_of(own, size, NOTHING);
       if (most > top[g]) {
         const float shrink = exponential(top[g] - most);
@@ -118,19 +126,19 @@ static void read_slots(const float *q, const T *keys, const T *values, int width
 
 // The same for any number of heads, in groups.
 template <class T>
-static void read_part(int heads, const float *q, const T *keys, const T *values, int width, int64_t count, float *top, float *sum, float *out) {
-  for (int g = 0; g < heads; g += HEADS) {
+static void read_part(int heads, const float *q, const T *keys, const T *values, int width, int64_t count, float *top, float *sum, float *out, Bias bias = {}) {
+  for (int g = 0; g < heads; g += HEADS, bias.at = bias.at ? bias.at + HEADS * bias.head : nullptr) {
     const float *query = q + g * width;
     float *o = out + g * width, *t = top + g, *s = sum + g;
     switch (heads - g < HEADS ? heads - g : HEADS) {
-      case 1: read_slots<1>(query, keys, values, width, count, t, s, o); break;
-      case 2: read_slots<2>(query, keys, values, width, count, t, s, o); break;
-      case 3: read_slots<3>(query, keys, values, width, count, t, s, o); break;
-      case 4: read_slots<4>(query, keys, values, width, count, t, s, o); break;
-      case 5: read_slots<5>(query, keys, values, width, count, t, s, o); break;
-      case 6: read_slots<6>(query, keys, values, width, count, t, s, o); break;
-      case 7: read_slots<7>(query, keys, values, width, count, t, s, o); break;
-      default: read_slots<8>(query, keys, values, width, count, t, s, o); break;
+      case 1: read_slots<1>(query, keys, values, width, count, t, s, o, bias); break;
+      case 2: read_slots<2>(query, keys, values, width, count, t, s, o, bias); break;
+      case 3: read_slots<3>(query, keys, values, width, count, t, s, o, bias); break;
+      case 4: read_slots<4>(query, keys, values, width, count, t, s, o, bias); break;
+      case 5: read_slots<5>(query, keys, values, width, count, t, s, o, bias); break;
+      case 6: read_slots<6>(query, keys, values, width, count, t, s, o, bias); break;
+      case 7: read_slots<7>(query, keys, values, width, count, t, s, o, bias); break;
+      default: read_slots<8>(query, keys, values, width, count, t, s, o, bias); break;
     }
   }
 }

@@ -99,14 +99,18 @@ bool supported(int which) {
 
 int chosen = -1;
 
-StepFunction function() {
+struct Functions {
+  Work run, read;
+};
+
+Functions functions() {
 #ifdef PK_HAS_AVX512
-  if (pk_chosen() == 2) return avx512::run;
+  if (pk_chosen() == 2) return {avx512::run, avx512::read};
 #endif
 #ifdef PK_HAS_AVX2
-  if (pk_chosen() == 1) return avx2::run;
+  if (pk_chosen() == 1) return {avx2::run, avx2::read};
 #endif
-  return portable::run;
+  return {portable::run, portable::read};
 }
 
 // cos and sin of a position's angles, in float64 as penstock/memory/positions.py computes them.
@@ -155,7 +159,7 @@ bool whole(const pk_model *model) {
 
 using namespace pk;
 
-int32_t pk_abi(void) { return 2; }
+int32_t pk_abi(void) { return 3; }
 
 int32_t pk_built(void) {
   int32_t found = 1;
@@ -254,7 +258,7 @@ int32_t pk_run(pk_model *model, const pk_step *asked) {
   const int64_t tokens = asked->count > asked->wanted ? asked->count : asked->wanted;
   if (!make_room(model, tokens, threads, asked->group_count, sinks)) return 2;
   make_angles(model, asked);
-  run_held(threads, function(), &step);
+  run_held(threads, functions().run, &step);
   return 0;
 }
 
@@ -268,6 +272,17 @@ int32_t pk_run_stretch(pk_model *model, const pk_stretch *stretch) {
   Step step{model, &asked, shared_barrier(), threads, true, 0, stretch};
   const int64_t tokens = asked.count > asked.wanted ? asked.count : asked.wanted;
   if (!make_room(model, tokens, threads, 0, 0)) return 2;
-  run_held(threads, function(), &step);
+  run_held(threads, functions().run, &step);
   return 0;
+}
+
+int64_t pk_read_room(int32_t heads, int32_t width) {
+  return (int64_t(heads) * (2 + 2 * width) + (2 * 64 + 4) * int64_t(width) + 63) / 64 * 64;
+}
+
+void pk_read(const pk_reading *reading) {
+  Hold hold;
+  const int threads = prepare_threads(reading->threads);
+  ReadStep step{reading, shared_barrier(), threads};
+  run_held(threads, functions().read, &step);
 }

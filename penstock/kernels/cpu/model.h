@@ -77,11 +77,16 @@ struct Step {
   const pk_stretch *stretch;  // null: the whole step
 };
 
-using StepFunction = void (*)(void *step, int thread);
+// One reading, as all threads see it.
+struct ReadStep {
+  const pk_reading *asked;
+  Barrier *barrier;
+  int threads;
+};
 
-// The same step, compiled for several instruction sets.
-namespace portable { void run(void *step, int thread); }
-namespace avx2 { void run(void *step, int thread); }
-namespace avx512 { void run(void *step, int thread); }
+// The same step and the same reading, compiled for several instruction sets.
+namespace portable { void run(void *step, int thread); void read(void *step, int thread); }
+namespace avx2 { void run(void *step, int thread); void read(void *step, int thread); }
+namespace avx512 { void run(void *step, int thread); void read(void *step, int thread); }
 
 }  // namespace pk

@@ -77,6 +77,34 @@ struct pk_stretch {
   int32_t layer, threads;
 };
 
+// What keys and values of an offer are: as stored (PK_FLOAT32, PK_BFLOAT16), or codes of 8 or 4 bits.
+enum pk_codes { PK_CODES8 = 8, PK_CODES4 = 4 };
+
+// Keys and values of one part of a memory, which the query of one token reads.
+struct pk_offer {
+  const void *key, *value;  // per head rows of `width` numbers, or of codes (4 bits: channel i low, i + width / 2 high)
+  const uint16_t *key_scale, *key_zero;      // codes: float16 per channel, [kv_heads, width]
+  const uint16_t *value_scale, *value_zero;  // codes: float16 per 2 ** `shared` channels, [kv_heads, count, ...]
+  const float *query_cos, *query_sin;        // [half]: where the query stands
+  const float *key_cos, *key_sin;  // [count, half]: keys are turned as they are read; null: they are as they should be
+  const float *bias;               // added to scores, `bias_head` floats from query head to query head; or null
+  int64_t key_head, value_head, bias_head;  // bytes from head to head of keys and of values
+  int64_t count;
+  int32_t kind, shared;
+};
+
+// One token of one layer reads all that is offered: one exact softmax over the union.
+struct pk_reading {
+  const void *query;  // [heads, width] raw as stored, `query_head` bytes from head to head
+  const pk_offer *offers;
+  void *out;    // [heads, width] as stored
+  float *lse;   // [heads]
+  float *work;  // [threads, pk_read_room]
+  int64_t query_head;
+  float scale;
+  int32_t offer_count, heads, kv_heads, width, half, interleaved, stored, threads, unused;
+};
+
 struct pk_model;
 
 int32_t pk_abi(void);
@@ -95,6 +123,9 @@ int32_t pk_model_embedding(pk_model *model, const void *rows);
 int32_t pk_run(pk_model *model, const pk_step *step);
 // The same for one stretch.
 int32_t pk_run_stretch(pk_model *model, const pk_stretch *stretch);
+// Floats of work per thread, and a reading.
+int64_t pk_read_room(int32_t heads, int32_t width);
+void pk_read(const pk_reading *reading);
 }
 #if defined(__GNUC__)
 #pragma GCC visibility pop

@@ -11,30 +11,9 @@
 namespace pk {
 namespace PK_SET {
 
-struct Share {
-  int64_t begin, end;
-};
-PK_INLINE Share share(int64_t count, int thread, int threads) { return {count * thread / threads, count * (thread + 1) / threads}; }
-
 PK_INLINE void normalise(const float *x, const float *weight, int size, float eps, float *out) {
   const float factor = 1.0f / sqrtf(squares_of(x, size) / float(size) + eps);
   for (int i = 0; i < size; i++) out[i] = weight[i] * (x[i] * factor);
-}
-
-PK_INLINE void rotate(const float *x, const float *cos, const float *sin, int half, bool interleaved, int width, float *out) {
-  if (interleaved)
-    for (int i = 0; i < half; i++) {
-      const float a = x[2 * i], b = x[2 * i + 1];
-      out[2 * i] = a * cos[i] - b * sin[i];
-      out[2 * i + 1] = b * cos[i] + a * sin[i];
-    }
-  else
-    for (int i = 0; i < half; i++) {
-      const float a = x[i], b = x[i + half];
-      out[i] = a * cos[i] - b * sin[i];
-      out[i + half] = b * cos[i] + a * sin[i];
-    }
-  for (int i = 2 * half; i < width; i++) out[i] = x[i];
 }
 
 // T: how keys and values are stored.

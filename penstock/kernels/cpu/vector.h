@@ -62,6 +62,27 @@ PK_INLINE V load_stored(const uint16_t *p) {
   return as_float(__builtin_convertvector(half, U) << 16);
 #endif
 }
+// Codes of one byte as whole numbers.
+PK_INLINE I load_codes(const uint8_t *p) {
+#if PK_LANES == 16 && defined(__AVX512F__)
+  return (I)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i_u *)p));
+#elif PK_LANES == 8 && defined(__AVX2__)
+  return (I)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i_u *)p));
+#else
+  typedef uint8_t B __attribute__((vector_size(PK_LANES)));
+  B bytes;
+  memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, I);
+#endif
+}
+// A finite float16.
+PK_INLINE float from_half(uint16_t half) {
+  const uint32_t bits = uint32_t(half & 0x7fffu) << 13;
+  float size;
+  memcpy(&size, &bits, 4);
+  size *= 5.192296858534828e33f;  // 2 ** 112
+  return half & 0x8000u ? -size : size;
+}
 PK_INLINE float get(const float *p) { return *p; }
 PK_INLINE float get(const uint16_t *p) { return widen(*p); }
 PK_INLINE void put(float *p, float x) { *p = x; }
@@ -130,6 +151,28 @@ PK_INLINE float largest_of(const float *x, int64_t count, float least) {
   }
   for (; i < count; i++) least = x[i] > least ? x[i] : least;
   return least;
+}
+
+// What a thread does of `count` things.
+struct Share {
+  int64_t begin, end;
+};
+PK_INLINE Share share(int64_t count, int thread, int threads) { return {count * thread / threads, count * (thread + 1) / threads}; }
+
+PK_INLINE void rotate(const float *x, const float *cos, const float *sin, int half, bool interleaved, int width, float *out) {
+  if (interleaved)
+    for (int i = 0; i < half; i++) {
+      const float a = x[2 * i], b = x[2 * i + 1];
+      out[2 * i] = a * cos[i] - b * sin[i];
+      out[2 * i + 1] = b * cos[i] + a * sin[i];
+    }
+  else
+    for (int i = 0; i < half; i++) {
+      const float a = x[i], b = x[i + half];
+      out[i] = a * cos[i] - b * sin[i];
+      out[i + half] = b * cos[i] + a * sin[i];
+    }
+  for (int i = 2 * half; i < width; i++) out[i] = x[i];
 }
 
 }  // namespace PK_SET
