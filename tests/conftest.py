@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 
+# Where Triton is installed, its kernels run interpreted here; it looks at this when it is first imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import torch
 from hypothesis import HealthCheck, settings
 

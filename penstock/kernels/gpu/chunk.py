@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from penstock.kernels.gpu.launch import block_of, launch, pieces, power_of_two, rows_contiguous
+from penstock.kernels.gpu.launch import block_of, launch, operand, pieces, power_of_two, rows_contiguous
 from penstock.kernels.gpu.merge import merge
 from penstock.kernels.gpu.store import Store
 from penstock.kernels.gpu.tiles import fold, load_turned, store_as, store_partial
@@ -215,7 +215,8 @@ def ingest(
     _, heads, count, width = query.shape
     ring, kv_heads = store.ring, store.kv_heads
     group, channels = heads // kv_heads, power_of_two(width)
-    turned = torch.empty(count, heads, width, dtype=query.dtype, device=query.device)
+    dtype = operand(query.dtype, query.device)
+    turned = torch.empty(count, heads, width, dtype=dtype, device=query.device)
     seen = torch.empty_like(turned) if store.sinks else turned
     fresh = torch.empty(2, count, kv_heads, width, dtype=ring.dtype, device=query.device)
     raw = ring if store.raw_sinks is None else store.raw_sinks

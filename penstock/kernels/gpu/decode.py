@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from penstock.kernels.gpu.launch import block_of, launch, pieces, power_of_two, rows_contiguous
+from penstock.kernels.gpu.launch import block_of, launch, operand, pieces, power_of_two, rows_contiguous
 from penstock.kernels.gpu.merge import merge
 from penstock.kernels.gpu.store import Store
 from penstock.kernels.gpu.tiles import fold, load_turned, store_as, store_partial
@@ -144,7 +144,8 @@ def decode(
     _, heads, count, width = query.shape
     ring, kv_heads = store.ring, store.kv_heads
     group, channels = heads // kv_heads, power_of_two(width)
-    turned = torch.empty(count, heads, width, dtype=query.dtype, device=query.device)
+    dtype = operand(query.dtype, query.device)
+    turned = torch.empty(count, heads, width, dtype=dtype, device=query.device)
     raw = ring if store.raw_sinks is None else store.raw_sinks
     scaled = store.scales is not None
     scales = store.scales if store.scales is not None else singles.cos

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Launch = Callable[[], None]
-watchers: list[Callable[[Launch], None]] = []
+watchers: list[Callable[[Launch], None]] = []  # the last one runs each launch in our place
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
@@ -20,9 +20,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
     def run() -> None:
         kernel[grid](*arguments, **options)
 
-    run()
-    for watch in watchers:
-        watch(run)
+    if watchers:
+        watchers[-1](run)
+    else:
+        run()
 
 
 def rows_contiguous(x: Tensor) -> Tensor:
@@ -38,6 +39,11 @@ def power_of_two(n: int, least: int = 16) -> int:
 def block_of(channels: int, dtype: torch.dtype) -> int:
     """Keys that are read together: what fits into shared memory three times over."""
     return 64 if channels * dtype.itemsize <= 256 else 32
+
+
+def operand(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The number format of matrix products: that of the queries, but Triton's interpreter has no bfloat16 products."""
+    return torch.float32 if device.type == "cpu" and dtype == torch.bfloat16 else dtype
 
 
 def pieces(slots: int, programs: int, block: int, wanted: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from penstock.kernels.gpu.launch import launch, power_of_two
+from penstock.kernels.gpu.launch import launch, operand, power_of_two
 
 
 @triton.jit
@@ -53,6 +53,7 @@ def page_scores(summary: Tensor, query: Tensor) -> Tensor:
     """[H, g, C, n] float32 of queries [H, g, C, D] with summaries [n, H, 2 * pieces, D] (low, high, low, ...)."""
     count, heads, rows, width = summary.shape
     summary, query = summary if summary.stride()[2:] == (width, 1) else summary.contiguous(), query.contiguous()
+    query = query.to(operand(query.dtype, query.device))
     queries = query.shape[1] * query.shape[2]
     scores = torch.empty(*query.shape[:3], count, dtype=torch.float32, device=query.device)
     tile = min(64, power_of_two(queries))

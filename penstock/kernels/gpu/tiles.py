@@ -34,10 +34,23 @@ def load_turned(
 
 
 @triton.jit
+def to_e4m3(x: tl.tensor) -> tl.tensor:
+    """The nearest numbers of e4m3, ties to even, as float32; beyond 448 cut off.
+
+    Rounded here and not by the conversion, which is then exact wherever it runs: Triton's interpreter loses a carry.
+    """
+    x = tl.minimum(tl.maximum(x, -448.0), 448.0)
+    bits = x.to(tl.int32, bitcast=True)
+    bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000  # three bits behind the first
+    small = (x + 24576.0) - 24576.0  # below 2**-6 numbers are 2**-9 apart
+    return tl.where(tl.abs(x) < 0.015625, small, bits.to(tl.float32, bitcast=True))
+
+
+@triton.jit
 def store_as(to: tl.tensor, x: tl.tensor, inside: tl.tensor, scale: tl.tensor, SCALED: tl.constexpr) -> None:
-    """Store x in the format of `to`; with a scale, what lies beyond the format is cut off."""
+    """Store x in the format of `to`: e4m3 with a scale, else any other."""
     if SCALED:
-        x = tl.minimum(tl.maximum(x.to(tl.float32) / scale, -448.0), 448.0)
+        x = to_e4m3(x.to(tl.float32) / scale)
     tl.store(to, x.to(to.dtype.element_ty), mask=inside)
 
 
