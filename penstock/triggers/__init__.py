@@ -14,7 +14,7 @@ from penstock.triggers.monitor import Debounce, Monitor
 def registry() -> dict[str, type[Trigger]]:
     """All triggers: name -> class."""
     base: Any = Trigger
-    return named.discover(__name__, __path__, base, skip=frozenset({"base", "monitor"}))
+    return named.discover(__name__, __path__, base, skip=frozenset({"base", "monitor", "policies"}))
 
 
 def parse(text: str | Trigger) -> Trigger:
