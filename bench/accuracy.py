@@ -1,11 +1,12 @@
 """How exact is the fast path? The largest difference of logits to the cache-rank reference, over a long stream.
 
-    python -m bench.accuracy --tokens 20000 --ways decode,ingest,concat
+    python -m bench.accuracy --tokens 20000 --ways native,native-ingest
 
 Ways to read the same random tokens with the same random weights (float32), compared with `bench.reference` at every
-token: `decode` and `decode-eager` (ours, token by token, compiled and eager), `ingest` (ours, chunks of 256), `concat`
-(our re-implementation of the reference code's scheme, which has its angles in float64 too, for scale). The reference
-itself is first compared with a plain transformers forward, inside the budget. Last line: one JSON document.
+token: `decode` and `ingest` (ours, token by token and in chunks of 256, compiled), the same as `decode-eager`, and as
+`native` and `native-ingest`; `concat` (our re-implementation of the reference code's scheme, which has its angles in
+float64 too, for scale). The reference itself is first compared with a plain transformers forward, inside the budget.
+Last line: one JSON document.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ def reader(way: str, setup: Setup) -> Reader:
         concat.setup(setup)
         return lambda block: torch.cat([concat.forward(torch.tensor([[token]]))[0] for token in block])
     ours = Ours()
-    path = "eager" if way == "decode-eager" else "compiled"
+    path = "eager" if way == "decode-eager" else "native" if way.startswith("native") else "compiled"
     ours.setup(Setup(setup.shape, setup.dtype, setup.threads, setup.scratch, {"path": path}))
-    return ours.read_block if way == "ingest" else ours.read_singly
+    return ours.read_block if way.endswith("ingest") else ours.read_singly
 
 
 def check_reference(setup: Setup, ids: list[int]) -> float:
@@ -91,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=sorted(SHAPES), default="T")
     parser.add_argument("--tokens", type=int, default=20_000)
-    parser.add_argument("--ways", default="decode,ingest")
+    parser.add_argument("--ways", default="decode,ingest,native,native-ingest")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     setup = Setup(SHAPES[arguments.shape], "float32", arguments.threads, Path("."), {"attention": "eager"})

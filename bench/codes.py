@@ -1,7 +1,9 @@
 """What do coded keys and values cost? Loss on held-out text and bytes, against the same window without codes.
 
     python -m bench.codes --tokens 16384 --budget 1024
+    python -m bench.codes --tokens 4096 --budget 512 --path native --chunk 1 --methods "kv4:coded=false;kv8;kv4"
 
+With `--path native --chunk 1` each token reads the codes as they are stored (penstock/kernels/reading.py).
 The shipped model in bfloat16 reads Python's library text that it was not trained on, once per memory. `loss` is the
 mean over the tokens after the first `--budget`; its increase, with a standard error over tokens, is against the same
 window without codes (`coded=false`), not against `streaming-llm`, whose window drops single tokens instead of groups.
@@ -23,6 +25,7 @@ from penstock.core import Span
 from penstock.memory import Memory
 from penstock.methods import parse
 from penstock.models.load import Model, load
+from penstock.models.paths import PATHS, Runner
 from penstock.worlds.library import heldout_text
 
 PLAIN = "kv4:coded=false"
@@ -40,15 +43,17 @@ def tokens_of(model: Model, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def losses(model: Model, method: str, budget: int, ids: Tensor) -> tuple[Tensor, Memory]:
+def losses(
+    model: Model, method: str, budget: int, ids: Tensor, path: str = "eager", chunk: int = 64
+) -> tuple[Tensor, Memory]:
     """Loss per token [T - 1], and the memory that was left."""
     geometry = model.attached.geometry
     memory = Memory(geometry, parse(method).cascades(geometry, budget))
+    runner = Runner(model.attached, memory, path, chunk)
     out = []
-    for start in range(0, len(ids) - 1, 64):
-        part = ids[start : min(start + 64, len(ids) - 1)]
-        with memory.step([Span(0, len(part))]) as step:
-            logits = model.attached.run(part, step, None, "all")
+    for start in range(0, len(ids) - 1, chunk):
+        part = ids[start : min(start + chunk, len(ids) - 1)]
+        logits = runner.step([Span(0, len(part))], part, "all")
         assert logits is not None
         following = ids[start + 1 : start + 1 + len(part)]
         out.append(torch.nn.functional.cross_entropy(logits.float(), following, reduction="none"))
@@ -61,6 +66,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--budget", type=int, default=1024)
     parser.add_argument("--methods", default=";".join(METHODS), help="separated by semicolons")
+    parser.add_argument("--path", default="eager", choices=PATHS)
+    parser.add_argument("--chunk", type=int, default=64, help="tokens per step")
     options = parser.parse_args()
     if options.tokens < 2 * options.budget:
         parser.error(f"the window is full after {options.budget} tokens: give --tokens {2 * options.budget} or more.")
@@ -68,12 +75,12 @@ def main() -> None:
     ids = tokens_of(model, options.tokens)
     layers = model.attached.geometry.layers
     plain_bytes = options.budget * sum(layer.entry_bytes(torch.bfloat16) for layer in layers)
-    base, _ = losses(model, PLAIN, options.budget, ids)
+    base, _ = losses(model, PLAIN, options.budget, ids, options.path, options.chunk)
     base = base[options.budget :]
     rows: list[dict[str, Any]] = []
     for method in options.methods.split(";"):
         began = time.perf_counter()
-        found, memory = losses(model, method, options.budget, ids)
+        found, memory = losses(model, method, options.budget, ids, options.path, options.chunk)
         seconds = time.perf_counter() - began
         change = (found[options.budget :] - base) / base.mean()
         rows.append(

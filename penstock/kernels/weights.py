@@ -190,4 +190,4 @@ def _factor(body: Any, dtype: torch.dtype) -> float:
 
 def stamp(hf: nn.Module) -> tuple[Any, ...]:
     """Changes when a weight is replaced or written to."""
-    return tuple((p.data_ptr(), p._version) for p in hf.parameters())
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in hf.parameters())

@@ -172,6 +172,13 @@ def test_weights_that_are_written_to_are_taken_again() -> None:
     assert largest_difference(model, "window") <= 1e-5
 
 
+def test_weights_of_inference_mode_have_no_version_and_are_taken() -> None:
+    with torch.inference_mode():
+        model = attach(tiny_model("llama", seed=2))
+        assert next(model.hf.parameters()).is_inference()
+        assert largest_difference(model, "window") <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("family", "reason"),
     [("gpt_neox", "Llama"), ("gemma2", "of its own kind"), ("gpt_oss", "Llama"), ("phi3", "Llama")],

@@ -115,6 +115,7 @@ class Watched:
 
     def __init__(self, step: Any, mode: TorchDispatchMode) -> None:
         self._step, self._mode = step, mode
+        self.plans = step.plans
 
     def attend(self, *args: Any, **kwargs: Any) -> Tensor:
         """As Step.attend."""
