@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=6000, help="first: tokens of a request")
     parser.add_argument("--live", type=int, default=4, help="pace: sessions that answer")
     parser.add_argument("--file", type=int, default=200_000, help="pace: tokens of the file")
+    parser.add_argument("--processor-time", action="store_true", help="pace: gaps in processor time")
     parser.add_argument("--requests", type=int, default=300, help="goodput: requests")
     parser.add_argument("--loads", default="12,16,20,28", help="goodput: requests per second")
     parser.add_argument("--capacity", type=int, default=4400, help="goodput: entries of the device")
@@ -62,7 +63,7 @@ def main() -> None:
         "batch": lambda: serve_batch.run(model, a.rows, a.budget, tokens=64, rounds=5, path=a.path),
         "live": lambda: live.run(model, a.sessions, a.minutes, a.rate, a.burst, a.budget, a.ram, a.plan),
         "first": lambda: first.run(model, 3, a.pages, 10.0, a.tokens, a.budget),
-        "pace": lambda: pace.run(model, a.live, a.file, a.budget),
+        "pace": lambda: pace.run(model, a.live, a.file, a.budget, a.processor_time),
         "goodput": lambda: goodput.run(
             model, a.requests, [float(load) for load in a.loads.split(",")], a.capacity, first=5.0, between=0.5
         ),
