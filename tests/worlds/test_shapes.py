@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from penstock.errors import InputError, OutputError, SnapshotError
+from penstock.worlds.net import Rotations, rotary
 from penstock.worlds.runs import load_run
 from penstock.worlds.shapes import Look, Shapes, Timeline
 from penstock.worlds.shapes.export import Progress
-from penstock.worlds.shapes.outline import CODES, Outline, spread
+from penstock.worlds.shapes.net import ShapesNet
+from penstock.worlds.shapes.outline import CODES, WORDS, Outline, spread
 from penstock.worlds.shapes.perceive import labels_at
-from penstock.worlds.shapes.rows import PAST, RowMaker, batch_of
+from penstock.worlds.shapes.rows import PAST, Row, RowMaker, batch_of
 from penstock.worlds.shapes.tokens import EOS_ID, FRAME_ID, PICTURE_ID, VOCABULARY, encode, train_tokenizer
 from penstock.worlds.shapes.wording import where
 
@@ -84,9 +86,9 @@ def test_rows_answer_and_stay_silent() -> None:
     assert tokenizer.get_vocab_size() <= VOCABULARY
     assert len(encode(tokenizer, where(Look(0, 1, 2)))) == 9  # the words of the world are one token each
     maker, rng = RowMaker(tokenizer, 200), random.Random(1)
-    rows = [maker.make(rng) for _ in range(12)]
+    rows = [maker.make(rng) for _ in range(20)]
     batch = batch_of(rows)
-    assert batch.tokens.shape == (12, 200)
+    assert batch.tokens.shape == (20, 200)
     assert int((batch.tokens == PICTURE_ID).sum()) == len(batch.picked)
     frames = (batch.tokens == FRAME_ID) & (batch.weights > 0)
     assert (batch.targets[frames] == EOS_ID).float().mean() > 0.7  # mostly silent
@@ -94,6 +96,39 @@ def test_rows_answer_and_stay_silent() -> None:
     asked = Counter(batch.kinds[batch.weights > 0].tolist())
     assert len(asked) == 9
     assert set(PAST) == {"where", "plate", "later"}
+
+
+def test_a_row_leaves_out_what_did_not_change() -> None:
+    timeline = Timeline(3)
+    row = Row(200)
+    rng = random.Random(2)
+    shown = []
+    for i in range(20):
+        labels = labels_at(timeline, i / 2)
+        shown.append(RowMaker._changed(labels, row, 0.0, rng))
+        changed = {k for k in range(4) if not row.labels or (labels[k] != row.labels[-1][k]).any()}
+        assert shown[-1] == changed | {4}
+        row.labels.append(labels)
+    assert shown[0] == set(range(5))
+    assert {4} in shown
+
+
+def test_the_outline_knows_what_is_new_before_any_training() -> None:
+    net, tokenizer = ShapesNet(0), train_tokenizer()
+    words = [encode(tokenizer, f" {word}")[0] for word in WORDS]
+    net.outline.prepare(net.language_model.embed_tokens, net.language_model.layers, words)
+    timeline = Timeline(21)
+    labels = np.stack([labels_at(timeline, i / 2) for i in range(24)])
+    tokens = torch.tensor([([PICTURE_ID] * 4 + [FRAME_ID]) * len(labels)])
+    flat = torch.from_numpy(labels).flatten(0, 1)
+    with torch.no_grad():
+        first = net.language_model.layers[0]
+        out = first(net.embed(tokens, net.outline.target(flat)), Rotations(rotary(torch.arange(120), net.config)))
+    sign = (out[tokens == PICTURE_ID] @ net.outline.new)[:, 0]
+    there = flat[:, 0] >= 0
+    new, stays = there[4:] & ~there[:-4], there[4:] & there[:-4]
+    assert new.sum() > 4
+    assert sign[4:][new].mean() > 3 * sign[4:][stays].mean().abs()
 
 
 def test_the_outline_says_what_is_in_a_picture() -> None:

@@ -25,9 +25,9 @@ from penstock.worlds.shapes.things import COLOURS, MEETING, SHAPES, Look, Thing,
 from penstock.worlds.shapes.tokens import BOS_ID, EOS_ID, FRAME_ID, PICTURE_ID, encode
 
 SIDE, PER_FRAME = 96, 4
-NOW = {"what": 14, "many": 9, "here": 11, "meet": 4}  # asked right behind a frame: shares of the questions
-PAST = {"where": 32, "plate": 16, "later": 14}
-SILENCE, SILENCE_ASKED, STOP_WEIGHT = 0.02, 0.08, 0.15
+NOW = {"what": 14, "many": 14, "here": 6, "meet": 4}  # asked right behind a frame: shares of the questions
+PAST = {"where": 26, "plate": 14, "later": 26}
+SILENCE, SILENCE_ASKED, STOP_WEIGHT = 0.05, 0.4, 0.15
 
 
 class Batch(NamedTuple):
@@ -106,19 +106,21 @@ class RowMaker:
     def make(self, rng: random.Random) -> Row:
         """One row."""
         timeline = Timeline(rng.randrange(1 << 30), pace=rng.choice((1.2, 1.6, 2.0, 2.0)))
-        rate = rng.choice((1.0, 2.0, 2.0, 2.0, 4.0))
+        rate = rng.choice((1.0, 2.0, 2.0, 2.0, 2.0, 4.0))
         row, seen = Row(self.length), Seen()
-        frames = self._frames(rng)
+        drops = rng.choice((0.0, 0.1, 0.4)) if rng.random() < 0.25 else None
+        watches = rng.random() < 0.3  # nothing but frames and what is said of them
+        frames = self._frames(rng, 0.7 if watches else 0.35) if drops is None else [(rng.randrange(8), 120)]
         noise, light = rng.uniform(0, 7), rng.uniform(0.92, 1.06)
         times = [(start + i) / rate for start, count in frames for i in range(count)]
         come = [thing for thing in self._all(timeline, times[0], times[-1]) if thing.comes > times[0]]
         request: str | Look | None = None
         if rng.random() < 0.75:
             row.put([BOS_ID])
-        asked = rng.choice(("none", "any", "meet", "look", "none"))
-        ask_at = 0 if rng.random() < 0.6 else rng.randrange(len(times))
-        chatty = rng.choice((0.05, 0.15, 0.3, 0.5))
-        burst = rng.randint(60, 150)
+        asked = rng.choice(("any", "any", "look", "meet") if watches else ("none", "any", "meet", "look", "none"))
+        ask_at = 0 if rng.random() < 0.6 else rng.randrange(min(40, len(times)))
+        chatty = 0.0 if watches else rng.choice((0.05, 0.15, 0.3, 0.5))
+        burst = 20 if watches else rng.randint(60, 150)
         number = 0
         for block, (start, count) in enumerate(frames):
             for i in range(count):
@@ -132,13 +134,16 @@ class RowMaker:
                 t = (start + i) / rate
                 before = {thing.number for thing in seen.now} if i and not (i == 1 and cut_head) else None
                 was_meeting = self._meeting(seen.now, seen.t) if before is not None else None
-                self._show(row, timeline, t, seen, (cut_head, cut_tail), noise, light)
+                keep = set(range(PER_FRAME + 1)[cut_head : PER_FRAME + 1 - cut_tail])
+                if drops is not None:
+                    keep = self._changed(labels_at(timeline, t), row, drops, rng)
+                self._show(row, timeline, t, seen, keep, noise, light)
                 if cut_tail == 0:
                     request = self._frame_end(row, seen, request, before, was_meeting)
                     if rng.random() < chatty:
                         self._ask(row, seen, rng, NOW if rng.random() < 0.65 and not cut_head else PAST)
                 number += 1
-        while row.room > 16 and self._ask(row, seen, rng, PAST):
+        while not watches and row.room > 16 and self._ask(row, seen, rng, PAST):
             pass
         row.put([EOS_ID] * row.room)
         return row
@@ -149,10 +154,18 @@ class RowMaker:
         return [thing for thing in timeline.things if thing.goes > start and thing.comes < end]
 
     @staticmethod
-    def _frames(rng: random.Random) -> list[tuple[int, int]]:
-        """Blocks (first frame, frames) of the stream that the row shows."""
+    def _changed(labels: NDArray[np.int64], row: Row, share: float, rng: random.Random) -> set[int]:
+        """The tokens of a frame that a reducer keeps: what changed, and a share of the others."""
+        if not row.labels:
+            return set(range(PER_FRAME + 1))
+        differs = (labels != row.labels[-1]).any(axis=1)
+        return {k for k in range(PER_FRAME) if differs[k] or rng.random() < share} | {PER_FRAME}
+
+    @staticmethod
+    def _frames(rng: random.Random, whole: float) -> list[tuple[int, int]]:
+        """Blocks (first frame, frames) of the stream that the row shows; `whole`: how often it is one block."""
         start = rng.randrange(8)
-        if rng.random() < 0.35:
+        if rng.random() < whole:
             return [(start, 44)]
         blocks = [(start, rng.randint(1, 3))]
         for _ in range(rng.randint(1, 5)):
@@ -162,9 +175,9 @@ class RowMaker:
         return blocks
 
     def _show(
-        self, row: Row, timeline: Timeline, t: float, seen: Seen, cut: tuple[int, int], noise: float, light: float
+        self, row: Row, timeline: Timeline, t: float, seen: Seen, keep: set[int], noise: float, light: float
     ) -> None:  # fmt: skip
-        """One frame; `cut` tokens are missing at its head and tail (5 with the end of the frame)."""
+        """One frame, of which some tokens stay (0 to 3, and 4 for the end of the frame)."""
         if self.pictures:
             image = draw(timeline, t, (SIDE, SIDE))
             if noise > 2:  # grain from a small sheet: cheaper than a new one per pixel
@@ -172,8 +185,7 @@ class RowMaker:
                 image = (image * light + np.kron(sheet, np.ones((2, 2, 1)))).clip(0, 255).astype(np.uint8)
             row.images.append(image)
         row.labels.append(labels_at(timeline, t))
-        keep = range(PER_FRAME + 1)[cut[0] : PER_FRAME + 1 - cut[1]]
-        for k in keep:
+        for k in sorted(keep):
             if k < PER_FRAME:
                 row.put([PICTURE_ID])
                 row.picked.append((len(row.labels) - 1, k))

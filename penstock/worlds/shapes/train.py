@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.errors import PenstockError
+from penstock.worlds.muon import Muon
 from penstock.worlds.net import FarView, clamped_view
 from penstock.worlds.quiet import wait_for_quiet
 from penstock.worlds.runs import load_run, save_run
@@ -67,7 +68,7 @@ def optimizers_of(net: ShapesNet, lr: float) -> list[torch.optim.Optimizer]:
     others = [p for n, p in named if p.dim() != 2 or "embed" in n]
     groups = [{"params": matrices, "scale": 1.0}, {"params": projector, "scale": 0.1}]
     return [
-        torch.optim.Muon(groups, lr=lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        Muon(groups, lr=lr, weight_decay=0.05, momentum=0.95),
         torch.optim.AdamW([{"params": others, "scale": 0.4}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
