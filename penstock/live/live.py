@@ -208,6 +208,8 @@ class Live:
         session._check_idle()
         turn = Turn(session, asked.sampling)
         session._replying = True
+        if self.monitor is not None:
+            self.monitor.start()
         self._answer = _Answer(turn, self.share.start(), self.debounce.start())
         try:
             session.runner.between_replies()
@@ -259,6 +261,8 @@ class Live:
         if self.monitor is None:
             return False
         score = self.monitor.score(answer.text, answer.turn.tokens[-1])
+        if score is None:
+            return False
         answer.scores, stops = self.debounce.step(answer.scores, score)
         return stops
 

@@ -9,10 +9,16 @@ from penstock.errors import UsageError
 
 
 class Monitor(Protocol):
-    """Scores every token of an answer while it is written."""
+    """Scores an answer while it is written; `penstock.models.guard.Guard` is a trained one."""
 
-    def score(self, text: str, token: int) -> float:
-        """How objectionable the answer is with this token behind `text`, 0 to 1."""
+    def start(self) -> None:
+        """A new answer begins."""
+
+    def score(self, text: str, token: int) -> float | None:
+        """How objectionable the newest part of an answer is, 0 to 1: `text` so far, `token` its newest.
+
+        None if nothing is new to it (half a word): the debounce then stays as it is.
+        """
 
 
 @dataclass(frozen=True)

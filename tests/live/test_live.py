@@ -158,6 +158,8 @@ def test_an_interruption_keeps_what_was_delivered_and_what_came_in(model: Any, m
 class Words:
     """Objects to two words, one of them twice."""
 
+    def start(self) -> None: ...
+
     def score(self, text: str, token: int) -> float:
         return 1.0 if len(text) > 12 else 0.0
 

@@ -149,6 +149,8 @@ def test_evidence_is_a_share_and_leaves_the_session_as_it_was() -> None:
 
 def test_a_monitor_that_objects_ends_an_answer_with_an_event() -> None:
     class Long:
+        def start(self) -> None: ...
+
         def score(self, text: str, token: int) -> float:
             return float(len(text) > 8)
 
