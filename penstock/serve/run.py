@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 
 from penstock.errors import UsageError
-from penstock.serve.slow import TimedHeaders
+from penstock.serve.connections import HttpConnection, WebSocketConnection
 
 _ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}  # a peer that is gone is missed in two minutes
 
@@ -24,10 +24,10 @@ class HttpServer(uvicorn.Server):
 
     def __init__(self, app: Any, listener: socket.socket, on_ready: Callable[[str], None] | None = None) -> None:
         grace = app.state.server.limits.drain_seconds
-        timed: Any = partial(TimedHeaders, seconds=app.state.server.limits.header_seconds)
+        timed: Any = partial(HttpConnection, seconds=app.state.server.limits.header_seconds)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, http=timed, lifespan="on", loop="asyncio",
-            ws="websockets-sansio", ws_max_size=app.state.server.limits.event_bytes, ws_per_message_deflate=False,
+            ws=WebSocketConnection, ws_max_size=app.state.server.limits.event_bytes, ws_per_message_deflate=False,
             ws_ping_interval=20.0, ws_ping_timeout=60.0,
             timeout_graceful_shutdown=max(1, round(grace)), server_header=False, h11_max_incomplete_event_size=1 << 16,
             limit_concurrency=4096, backlog=1024, timeout_keep_alive=75,

@@ -1,23 +1,38 @@
-"""Connections that do not say what they want: the header of a request must come in a limited time.
+"""uvicorn's connections, and what they lack where clients are slow or break the rules.
 
-What a request sends behind its header has limits of its own: a JSON body that is late is refused (http.py), an upload
-to a stream may be silent for as long as its writer lives, which the operating system asks for (run.py).
+The header of a request must come in a limited time.  What is sent behind it has limits of its own: a JSON body that is
+late is refused (http.py), an upload to a stream may be silent for as long as its writer lives, which the operating
+system asks for (run.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from penstock.serve.refusal import Refusal
 
+# What uvicorn writes of every client that breaks the rules: anybody could fill a disk with it.
+_THEIRS = ("Invalid HTTP request", "ASGI callable returned without completing handshake", "Unsupported upgrade request",
+           "Exceeded concurrency limit")  # fmt: skip
 
-class TimedHeaders(H11Protocol):
-    """uvicorn's HTTP/1.1; a header that is not whole after `seconds` ends the connection with 408."""
+
+def is_ours(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's log is about this server and not about what a client sent."""
+    return not record.getMessage().startswith(_THEIRS)
+
+
+logging.getLogger("uvicorn.error").addFilter(is_ours)
+
+
+class HttpConnection(H11Protocol):
+    """HTTP/1.1; a header that is not whole after `seconds` ends the connection with 408."""
 
     def __init__(self, *args: Any, seconds: float, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -37,7 +52,14 @@ class TimedHeaders(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect_no_more()
+        self._unset_keepalive_if_required()  # uvicorn leaves it where the peer resets, and with it all of this
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # an answer is under way, or over: nothing else can be said
+            self.transport.close()
 
     def _expect(self) -> None:
         """From now on, unless it has begun: more bytes win no time."""
@@ -60,3 +82,13 @@ class TimedHeaders(H11Protocol):
         for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event))
         self.transport.close()
+
+
+class WebSocketConnection(WebSocketsSansIOProtocol):
+    """WebSocket; frames that are broken where no closing frame can be sent end the connection without one."""
+
+    def handle_parser_exception(self) -> None:
+        if self.conn.close_sent is None:
+            self.transport.close()
+        else:
+            super().handle_parser_exception()
