@@ -108,7 +108,7 @@ def rate(model: str | None, memory: str, budget: str | None, rounds: int) -> dic
         path = RATE_CLIP
         if not path.is_file():
             path = Path(folder) / "shapes.mp4"
-            Shapes(seed=1, size=(360, 640), rate=30.0).record(path, 40)  # type: ignore[attr-defined]
+            Shapes(seed=1, size=(360, 640), rate=30.0).write(path, 40)
         sight = open_sight(model, memory, budget, rate=30.0)
         runs = []
         for decoders in [1] * rounds + [2]:
@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--memory", default="streaming-llm")
     parser.add_argument("--budget")
     parser.add_argument("--frames", type=int, default=7200, help="of the hour")
-    parser.add_argument("--seconds", type=float, default=240.0, help="of the questions of drop")
+    parser.add_argument("--seconds", type=float, default=600.0, help="of the questions of drop")
     parser.add_argument("--clip", type=float, default=60.0, help="seconds of the clip of first")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
