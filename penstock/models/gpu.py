@@ -2,12 +2,13 @@
 
 Rules, in order: the model is on a CUDA device on which a trial kernel runs; its attention is reached through the
 interface; the memory is sinks and one window, bounded, in every layer, with plain rotary positions.  The model's own
-code runs as ever, with the kernels where it attends; each kind of step is then replayed as one graph.
+code runs as ever, with the kernels where it attends; each kind of step is then replayed as one graph.  `gpu` also
+compiles the model around the kernels, once, and waits for that; `auto` does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from penstock.core import Span
 from penstock.kernels.gpu import available
 from penstock.memory import Memory, retrieval
-from penstock.models.attach import Attached, Logits
+from penstock.models.attach import COMPILING, Attached, Logits, forward
 
 if TYPE_CHECKING:
     from penstock.kernels.gpu.graphs import Recorder
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 GPU_PATH = "gpu"
 
 
-def choose(attached: Attached, memory: Memory) -> tuple[GpuSteps | None, str]:
-    """The kernels' steps for a memory, or None and why."""
+def choose(attached: Attached, memory: Memory, path: str = GPU_PATH) -> tuple[GpuSteps | None, str]:
+    """The kernels' steps for a memory, or None and why.  Who asks for the path waits for the compiler."""
     device = attached.geometry.device
     reason = available.obstacle(device)
     if reason is not None:
@@ -42,7 +43,47 @@ def choose(attached: Attached, memory: Memory) -> tuple[GpuSteps | None, str]:
     if reason is not None:
         return None, reason
     programs = 2 * torch.cuda.get_device_properties(device).multi_processor_count
-    return GpuSteps(attached, memory, CudaGraphs(device), programs), ""
+    return GpuSteps(attached, memory, CudaGraphs(device), programs, fuse=path == GPU_PATH), ""
+
+
+class Fused:
+    """A model's forward pass for single tokens, compiled around the kernels; as it is where the compiler fails.
+
+    Between two kernels a model does many small things (norms, activations), which the compiler makes a few.  One per
+    model, shared by its memories.
+    """
+
+    def __init__(self, attached: Attached, backend: str | Callable[..., Any] = "inductor") -> None:
+        self.attached, self.backend = attached, backend
+        self.why_not = ""  # of the last kind of step that could not be compiled
+        self._made: dict[tuple[int, Logits], Callable[..., Tensor | None] | None] = {}
+
+    def _compile(self, kind: tuple[int, Logits]) -> Callable[..., Tensor | None]:
+        hf, adapter, logits = self.attached.hf, self.attached.adapter, kind[1]
+
+        def run(tokens: Tensor, step: Any) -> Tensor | None:
+            return forward(hf, adapter, tokens, step, None, logits)
+
+        # Compiled code is filed, and limited in number, by code object (models/compiled.py does the same).
+        run.__code__ = run.__code__.replace(co_name=f"single_{id(self)}_{kind[0]}_{logits}")
+        made: Callable[..., Tensor | None] = torch.compile(run, fullgraph=True, dynamic=False, backend=self.backend)
+        return made
+
+    def __call__(self, tokens: Tensor, step: Any, logits: Logits) -> Tensor | None:
+        """As Attached.run.  A step of single tokens can be run again, so one that the compiler broke does no harm."""
+        kind = len(tokens), logits
+        if kind not in self._made:
+            self._made[kind] = self._compile(kind)
+        made = self._made[kind]
+        if made is not None:
+            try:
+                with COMPILING:
+                    return made(tokens, step)
+            except Exception as error:  # a missing compiler, an operator that it does not know
+                inner = getattr(error, "inner_exception", error)
+                self.why_not = (str(inner).strip() or type(inner).__name__).splitlines()[0]
+                self._made[kind] = None
+        return self.attached.run(tokens, step, None, logits)
 
 
 class GpuSteps:
@@ -54,19 +95,28 @@ class GpuSteps:
     planned = False  # positions, slots and angles go to the device in tables of our own
 
     def __init__(
-        self, attached: Attached, memory: Memory, recorder: Recorder | None = None, programs: int = 264
-    ) -> None:
+        self, attached: Attached, memory: Memory, recorder: Recorder | None = None, programs: int = 264,
+        fuse: bool = False, backend: str | Callable[..., Any] = "inductor",
+    ) -> None:  # fmt: skip
         from penstock.kernels.gpu.steps import Steps
 
-        def forward(tokens: Tensor, step: Any, logits: Logits | Tensor) -> Tensor | None:
+        self.fused: Fused | None = None
+        if fuse:
+            shared = attached.hf.__dict__.setdefault("_penstock_fused", {})
+            self.fused = shared.setdefault(backend, Fused(attached, backend))
+
+        def plain(tokens: Tensor, step: Any, logits: Logits | Tensor) -> Tensor | None:
             return attached.run(tokens, step, None, logits)
 
-        self.steps: Steps = Steps(forward, memory, recorder, programs)
+        self.steps: Steps = Steps(plain, memory, recorder, programs, self.fused)
 
     @property
     def note(self) -> str:
         """How steps run now, as a phrase."""
-        return self.steps.note
+        if self.fused is None:
+            return self.steps.note
+        compiled = f"not compiled because {self.fused.why_not}" if self.fused.why_not else "compiled"
+        return f"{self.steps.note}, single tokens {compiled}"
 
     def takes(self, spans: Sequence[Span]) -> bool:
         """Whether a step runs through the kernels: all do."""

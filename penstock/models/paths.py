@@ -54,7 +54,7 @@ class Runner:
                 raise UsageError(f"the native path is not possible here: {self.native_note}; use --path auto.")
             self._native = None if native is None else NativeSteps(native, attached)
         if path == GPU_PATH or (path == "auto" and attached.device.type == "cuda"):
-            self._native, self.native_note = choose_gpu(attached, memory)
+            self._native, self.native_note = choose_gpu(attached, memory, path)
             if self._native is None and path == GPU_PATH:
                 raise UsageError(f"the gpu path is not possible here: {self.native_note}; use --path auto.")
 

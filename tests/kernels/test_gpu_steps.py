@@ -101,6 +101,20 @@ def test_one_recording_serves_every_position_and_row() -> None:
         assert torch.allclose(a, b, rtol=0, atol=1e-4)
 
 
+def test_single_tokens_compiled_around_the_kernels_and_a_compiler_that_fails() -> None:
+    model = attach(tiny_model("llama", seed=6, num_hidden_layers=1), verify=False)
+
+    def broken(graph: object, inputs: object) -> None:
+        raise RuntimeError("no compiler here")
+
+    for backend, words in (("eager", "single tokens compiled"), (broken, "no compiler here")):
+        ours, theirs = memories(model)
+        steps = GpuSteps(model, ours, programs=4, fuse=True, backend=backend)
+        for i, step in enumerate([{0: 5}, {0: 1}, {0: 1}]):
+            assert difference(kernel_step(steps, ours, step, i), eager_step(model, theirs, step, i)) <= 1e-4
+        assert words in steps.note
+
+
 def test_marks_hold_what_kernels_overwrite() -> None:
     model = attach(tiny_model("llama", seed=5, num_hidden_layers=1), verify=False)
     ours, _ = memories(model)

@@ -20,6 +20,7 @@ from penstock.kernels.gpu.chunk import Packed, ingest
 from penstock.kernels.gpu.decode import Singles, decode
 from penstock.kernels.gpu.graphs import Recorder, Replay, State
 from penstock.kernels.gpu.launch import power_of_two
+from penstock.kernels.gpu.op import attend, meant
 from penstock.kernels.gpu.store import FORMATS, FP8, Store
 from penstock.kernels.gpu.tables import PackedTable, SingleTable, rotary_of
 from penstock.memory import Memory
@@ -30,6 +31,7 @@ _SHAPES = 32  # kinds of steps that are kept; further ones run as they are
 
 Logits = Literal["last", "all", "none"]
 Forward = Callable[[Tensor, Any, Logits | Tensor], Tensor | None]
+ForwardSingles = Callable[[Tensor, Any, Logits], Tensor | None]
 
 
 def memory_obstacle(memory: Memory) -> str | None:
@@ -63,6 +65,16 @@ class KernelStep:
         sink_logit: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """As Step.attend."""
+        if torch.compiler.is_compiling():
+            out: Tensor = attend(query, key, value, sink_logit, layer, scale, softcap)
+            return out
+        return self.read(layer, query, key, value, scale=scale, softcap=softcap, sink_logit=sink_logit)
+
+    def read(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None,
+        sink_logit: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """The same through the kernels, where no compiler looks."""
         group, index = self.steps.memory.where[layer]
         store, given = self.steps.stores[group][index], self.given[group]
         options: dict[str, Any] = {"scale": scale, "softcap": softcap, "sink_logit": sink_logit}
@@ -75,11 +87,20 @@ class KernelStep:
 class Steps:
     """The steps of one memory.  `forward` runs the model: tokens [N], what layers attend with, which logits.
 
-    `programs` is how many programs should run at once on the device, at least twice its multiprocessors.
+    `fused` does the same for single tokens, perhaps compiled.  `programs` is how many programs should run at once on
+    the device, about twice its multiprocessors.
     """
 
-    def __init__(self, forward: Forward, memory: Memory, recorder: Recorder | None, programs: int) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        memory: Memory,
+        recorder: Recorder | None,
+        programs: int,
+        fused: ForwardSingles | None = None,
+    ) -> None:
         self.forward, self.memory, self.recorder, self.programs = forward, memory, recorder, programs
+        self.fused: ForwardSingles = fused or forward
         self.groups = memory.groups
         self._sinks = max(group.sinks for group in self.groups)
         self.stores = [[_store(group, i) for i in range(len(group.layers))] for group in self.groups]
@@ -121,7 +142,7 @@ class Steps:
         if kind not in self._singles:
             made = SingleTable(self.groups, kind[0], self.memory.geometry.device)
             wanted: Logits = "none" if kind[1] else "all"
-            work = partial(self.forward, made.tokens, KernelStep(self, made.singles), wanted)
+            work = partial(self._fused, made.tokens, KernelStep(self, made.singles), wanted)
             self._singles[kind] = made, Replay(work, self.recorder)
         table, replay = self._singles[kind]
         table.fill(spans, starts, tokens)
@@ -132,6 +153,10 @@ class Steps:
         if isinstance(logits, Tensor):
             return out[logits]
         return out[len(spans) - 1 : len(spans)] if logits == "last" else out[: len(spans)]
+
+    def _fused(self, tokens: Tensor, step: KernelStep, logits: Logits) -> Tensor | None:
+        with meant(step):
+            return self.fused(tokens, step, logits)
 
     def _run_chunk(
         self, spans: Sequence[Span], starts: Sequence[int], tokens: Tensor, kind: tuple[int, Logits]
