@@ -19,7 +19,7 @@ class Cascade:
     moves token by token; all others change where a unit of that many tokens ends, and until then the unit's own entries
     wait in a tail, in front of the first segment.  `blind` lists pairs (kind of the query, kind of the key) that do not
     see each other; `apart` counts the positions of what is written (answers) apart from those of what is read, from
-    `gap` on.
+    `gap` on, or with `overlap` from the position that reading had reached when writing began.
     """
 
     segments: tuple[Part, ...]
@@ -28,6 +28,7 @@ class Cascade:
     blind: tuple[tuple[int, int], ...] = ()
     apart: bool = False
     gap: int = 0
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         if self.positions not in POLICIES:

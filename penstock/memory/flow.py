@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from penstock.core import Kind, Phase, Span
-from penstock.errors import CompositionError
+from penstock.errors import CompositionError, ContextFull
 from penstock.memory.attend import Partial, learned_sink
 from penstock.memory.cascade import Cascade, Heads, Placement
 from penstock.memory.entries import Entries
@@ -30,7 +30,7 @@ from penstock.memory.parts import Offer, Place, Query, Readable, State, Unit
 from penstock.memory.positions import Alibi, Angles
 from penstock.memory.reading import Reader
 
-KINDS = 8  # counters that a saved lane has room for; two are used
+KINDS = 8  # counters that a saved lane has room for; three are used: read, written, read before the first was written
 _FAR = 1 << 62  # clamps nothing
 
 
@@ -131,7 +131,23 @@ class FlowGroup:
         for span, start in zip(spans, starts):
             out.append((span.row, offset, start, span.count))
             offset += span.count
-        return FlowPlan(tuple(out), torch.zeros(offset, dtype=torch.uint8) if kinds is None else kinds, phase)
+        kinds = torch.zeros(offset, dtype=torch.uint8) if kinds is None else kinds
+        for row, offset, _, count in out:
+            self._check_gap(row, kinds[offset : offset + count])
+        return FlowPlan(tuple(out), kinds, phase)
+
+    def _check_gap(self, row: int, kinds: Tensor) -> None:
+        """What is read must not reach the positions of what is written."""
+        for branch, lane in zip(self.branches[0], self.lanes[row][0]):
+            gap = branch.cascade.gap
+            if (
+                gap
+                and lane.counts[0] + sum(int((_sides(k) == 0).sum()) for k in (lane.tail.entries.kind[0], kinds)) > gap
+            ):
+                raise ContextFull(
+                    f"what is read would reach position {gap}, where this memory's written tokens begin: "
+                    "use gap=0, a larger gap, or a new session."
+                )
 
     def attend(
         self, index: int, query: Tensor, key: Tensor, value: Tensor, plan: FlowPlan, *, scale: float,
@@ -226,7 +242,18 @@ def _counted(branch: Branch, lane: Lane, kinds: Tensor) -> Tensor:
     before = torch.tensor(lane.counts) + torch.bincount(_sides(lane.tail.entries.kind[0]), minlength=KINDS)
     side = _sides(kinds)
     one_hot = torch.nn.functional.one_hot(side, KINDS)  # [C, K]
-    return (before + one_hot.cumsum(0) - one_hot).gather(1, side[:, None])[:, 0] + branch.cascade.gap * side
+    start = branch.cascade.gap
+    if branch.cascade.overlap:
+        start += _began(lane, torch.cat([lane.tail.entries.kind[0], kinds]))
+    return (before + one_hot.cumsum(0) - one_hot).gather(1, side[:, None])[:, 0] + start * side
+
+
+def _began(lane: Lane, kinds: Tensor) -> int:
+    """How many tokens were read before the first was written; `kinds`: of the unit so far."""
+    if lane.counts[1]:
+        return lane.counts[2]
+    written = _sides(kinds).nonzero()
+    return lane.counts[0] + (int(written[0]) if len(written) else len(kinds))
 
 
 def _sides(kinds: Tensor) -> Tensor:
@@ -252,7 +279,9 @@ def _move(branch: Branch, lane: Lane, phase: Phase, reader: Reader) -> None:
         states.append(state)
     if branch.cascade.apart:
         more = torch.bincount(_sides(tail.entries.kind[0]), minlength=KINDS).tolist()
-        lane.counts = tuple(a + b for a, b in zip(lane.counts, more))
+        began = _began(lane, tail.entries.kind[0]) if more[1] and not lane.counts[1] else lane.counts[2]
+        read, written, _, *rest = (a + b for a, b in zip(lane.counts, more))
+        lane.counts = (read, written, began, *rest)
     lane.states, lane.start = tuple(states), lane.start + unit.count
     lane.tail = _empty_tail(branch)
     renumber(branch, lane)

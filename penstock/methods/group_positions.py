@@ -48,7 +48,9 @@ class GroupPositions(Method):
     newest of each side; `target` is the target's share of the budget.  `positions`: `clamped` stops the distance of the
     sinks, `stream` lets it grow.  The counters drift apart as fast as the stream is read and written at unequal rates.
     `gap` is the first position of what is written: 0 is the group-decoupled scheme of Speak While Watching, its
-    gap-isolated one has 10000.  Memory changes every `unit` tokens.  Every layer must read everything.
+    gap-isolated one has 10000 and ends where reading gets there.  `overlap` is its overlapped scheme: writing goes on
+    from the position that reading had reached when the first token was written.  Memory changes every `unit` tokens.
+    Every layer must read everything.
     """
 
     name: ClassVar[str] = "group-positions"
@@ -63,6 +65,7 @@ class GroupPositions(Method):
     positions: Literal["clamped", "stream"] = "clamped"
     unit: int = 8
     gap: int = 0
+    overlap: bool = False
 
     def lossless(self) -> GroupPositions:
         """All of the budget for the source."""
@@ -74,6 +77,8 @@ class GroupPositions(Method):
             raise BudgetError("group-positions needs a budget: give entries (4096) or bytes (64MiB).")
         if not 0 <= self.target < 1 or self.unit < 1 or self.gap < 0:
             raise UsageError("group-positions needs a target share from 0 to below 1, a unit from 1 and a gap from 0.")
+        if self.gap and self.overlap:
+            raise UsageError("gap and overlap of group-positions are two schemes: give one of them.")
         room = budget - self.unit - self.sinks
         target = int(self.target * max(0, room))
         if room - target < 1 or (self.target and not target):
@@ -87,7 +92,9 @@ class GroupPositions(Method):
         source, target = self.sizes(budget)
         routes = ((_SOURCE, (Sinks(self.sinks), Window(source))), ((_TARGET,), (FrameWindow(target),)))
         blind = tuple((kind, _TARGET) for kind in _SOURCE)
-        return Cascade((Sides(routes),), self.positions, self.unit, blind, apart=True, gap=self.gap)
+        return Cascade(
+            (Sides(routes),), self.positions, self.unit, blind, apart=True, gap=self.gap, overlap=self.overlap
+        )
 
     def cascades(self, geometry: Geometry, budget: int | None) -> tuple[Placement, ...]:
         """The same everywhere: layers with a window of their own are refused where the memory is made."""

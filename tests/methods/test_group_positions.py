@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from penstock.core import Phase, Span
-from penstock.errors import BudgetError, CompositionError, UsageError
+from penstock.errors import BudgetError, CompositionError, ContextFull, UsageError
 from penstock.memory import Entries, Memory
 from penstock.methods.group_positions import GroupPositions
 from penstock.testing import tiny_tokens
@@ -84,6 +84,56 @@ def test_c_a_token_that_is_taken_back_leaves_nothing(written: int) -> None:
     assert memory.length() == 24 + written - 1
     more = torch.tensor([TEXT, ANSWER, ANSWER], dtype=torch.uint8)
     assert torch.equal(feed(memory, tiny_tokens(3, 6), more, 1), feed(plain, tiny_tokens(3, 6), more, 1))
+
+
+SCHEMES = {"decoupled": ({}, 0), "overlapped": ({"overlap": True}, 30), "isolated": ({"gap": 200}, 200)}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_schemes_of_speak_while_watching_are_one_masked_pass(scheme: str, chunk: int) -> None:
+    """Source 0..29, target, more source, target again: positions and visibility of each scheme, in one plain pass."""
+    options, first = SCHEMES[scheme]
+    tokens, written = tiny_tokens(60, 4), torch.zeros(60, dtype=torch.bool)
+    written[30:36] = written[45:55] = True
+    where = torch.where(written, first + written.cumsum(0) - 1, (~written).cumsum(0) - 1)
+    sees = torch.ones(60, 60, dtype=torch.bool).tril() & (written[:, None] | ~written[None])
+    mask = torch.zeros(60, 60).masked_fill(~sees, torch.finfo(torch.float32).min)[None, None]
+    model = case().model
+    with model.native(), torch.no_grad():
+        out = model.hf(input_ids=tokens[None], position_ids=where[None], attention_mask=mask, use_cache=False)
+    kinds = torch.where(written, ANSWER, TEXT).to(torch.uint8)
+    same(feed(case(**options).memory(entries=300), tokens, kinds, chunk), out.logits[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheme", ["decoupled", "isolated"])
+def test_what_is_not_yet_seen_changes_no_word(scheme: str) -> None:
+    """Logits of the first words are the same whatever number of frames comes behind them."""
+    options, _ = SCHEMES[scheme]
+    kinds = torch.tensor([VISION] * 12 + [ANSWER] * 6, dtype=torch.uint8)
+    found = []
+    for more in (0, 5, 30):
+        memory = case(**options).memory(entries=300)  # type: ignore[arg-type]
+        words = feed(memory, tiny_tokens(18, 2), kinds, 4)[12:]
+        feed(memory, tiny_tokens(more, 3), torch.full((more,), VISION, dtype=torch.uint8), 4) if more else None
+        last = torch.tensor([ANSWER], dtype=torch.uint8)
+        found.append((words, feed(memory, tiny_tokens(1, 5), last, 1)))
+    assert all(torch.equal(words, found[0][0]) for words, _ in found)
+    assert not torch.equal(found[0][1], found[2][1])  # what is seen counts
+
+
+def test_an_overlapped_stream_is_saved_like_any_other() -> None:
+    case(overlap=True).saved()
+
+
+def test_reading_does_not_reach_an_isolated_target() -> None:
+    memory = case(gap=20).memory(entries=300)
+    feed(memory, tiny_tokens(25, 1), torch.tensor([TEXT] * 18 + [ANSWER] * 5 + [TEXT] * 2, dtype=torch.uint8), 5)
+    with pytest.raises(ContextFull, match="position 20"):
+        feed(memory, tiny_tokens(1, 2), torch.tensor([TEXT], dtype=torch.uint8), 1)
+    feed(memory, tiny_tokens(3, 2), torch.tensor([ANSWER] * 3, dtype=torch.uint8), 1)  # the row is whole
+    with pytest.raises(UsageError, match="two schemes"):
+        GroupPositions(gap=20, overlap=True).cascade(64)
 
 
 def test_each_side_has_its_window() -> None:
