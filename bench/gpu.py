@@ -202,7 +202,8 @@ def run_shape(name: str, arguments: argparse.Namespace, rate: float) -> dict[str
     ours = [row["median_ms"] for label, row in rows.items() if label.startswith("ours")]
     dense = [row["median_ms"] for label, row in rows.items() if label.startswith("dense")]
     return {
-        "shape": name if shape is None else shape.name, "dtype": str(dtype).removeprefix("torch."), "budget": budget, "step_bytes": needed,
+        "shape": name if shape is None else shape.name, "dtype": str(dtype).removeprefix("torch."), "budget": budget,
+        "step_bytes": needed,
         "path": first.runner.status, "rows": rows, "skipped": skipped,
         "ingest_tokens_per_second": min(CHUNK, budget) / first.ingest_seconds,
         "fraction": needed / rate / (1e-3 * ours[-1]), "times": min(dense) / ours[1] if dense else None,

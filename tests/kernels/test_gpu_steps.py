@@ -101,6 +101,26 @@ def test_one_recording_serves_every_position_and_row() -> None:
         assert torch.allclose(a, b, rtol=0, atol=1e-4)
 
 
+def test_logits_of_chosen_rows_where_places_are_left_over() -> None:
+    """Three rows take four places; what the fourth computes is nobody's."""
+    model = attach(tiny_model("llama", seed=7, num_hidden_layers=1), verify=False)
+    ours, theirs = memories(model, 3)
+    steps = GpuSteps(model, ours, programs=4)
+    spans, tokens = [Span(row, 1) for row in range(3)], tiny_tokens(3)
+    first = {0: 4, 1: 9, 2: 5}
+    assert difference(kernel_step(steps, ours, first, 0), eager_step(model, theirs, first, 0)) <= 1e-4
+    for wanted, places in ((torch.tensor([2, 0]), [2, 0]), ("last", [2]), ("all", [0, 1, 2])):
+        with torch.no_grad(), ours.step(spans, planned=False) as given:
+            got = steps.run(given, spans, tokens, wanted)  # type: ignore[arg-type]
+        with torch.no_grad(), theirs.step(spans) as planned:
+            expected = model.run(tokens, planned, None, "all")
+        assert got is not None
+        assert expected is not None
+        assert difference(got, expected[places]) <= 1e-4
+    with torch.no_grad(), ours.step(spans, planned=False) as given:
+        assert steps.run(given, spans, tokens, "none") is None
+
+
 def test_single_tokens_compiled_around_the_kernels_and_a_compiler_that_fails() -> None:
     model = attach(tiny_model("llama", seed=6, num_hidden_layers=1), verify=False)
 
