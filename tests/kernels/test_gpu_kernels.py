@@ -52,13 +52,13 @@ def test_kernels_equal_the_ring(about: dict[str, object], options: dict[str, obj
 
 def test_a_chunk_longer_than_the_window_in_several_tiles() -> None:
     ours, theirs = ring_of(rows=1), ring_of(rows=1)
-    assert worst(both([{0: 7}, {0: 64}, {0: 1}], theirs, Kernels(ours))) <= 1e-5
+    assert worst(both([{0: 7}, {0: 40}, {0: 1}], theirs, Kernels(ours))) <= 1e-5
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
 def test_half_precision(dtype: torch.dtype, limit: float) -> None:
     ours, theirs = ring_of(dtype=dtype), ring_of(dtype=dtype)
-    assert worst(both(STEPS[1:3] + STEPS[4:] * 2, theirs, Kernels(ours))) <= limit
+    assert worst(both([{0: 7, 1: 1, 2: 4}, {0: 1, 2: 1}], theirs, Kernels(ours))) <= limit
 
 
 def test_keys_and_values_in_eight_bits_with_a_scale_per_head() -> None:
