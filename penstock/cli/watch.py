@@ -188,7 +188,7 @@ def _run(
 ) -> None:
     clock: Clock = RealClock() if native or source.is_live else SimulatedClock()
     policy: Policy = "drop-oldest" if native or source.is_live else "wait"
-    sight.check(options.reducers)
+    sight.use(options.reducers)
     pipeline = Pipeline(source, sight.eyes, options.reducers, clock, policy=policy, native=native)
     trigger = options.chosen_trigger or sight.default_trigger
     requests = Requests(options.requests, trigger, sight.reader)

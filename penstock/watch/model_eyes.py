@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from penstock.core import Frame
+from penstock.errors import CompositionError
 from penstock.models.vision import Vision, Visual
-from penstock.reducers import Moment, Reduced
+from penstock.models.vision.layers import layer_by_layer
+from penstock.reducers import Chain, Moment, Reduced
+from penstock.reducers.stc_cache import StcCache
 from penstock.session import Session
 
 
@@ -26,6 +30,8 @@ class ModelEyes:
 
     def __init__(self, vision: Vision, session: Session) -> None:
         self.vision, self.session = vision, session
+        self.tower: StcCache | None = None  # leaves out parts of the tower's work
+        self._tower_state: Any = None
         self.units = 0  # encoded so far
 
     @property
@@ -41,11 +47,28 @@ class ModelEyes:
         return max(sizes.pop()) if len(sizes) == 1 else None
 
     def encode(self, frames: Sequence[Frame]) -> Moment:
-        seen = self.vision.encode(frames, self.units)
+        if self.tower is None:
+            seen = self.vision.encode(frames, self.units)
+        else:
+            with layer_by_layer(self.vision.model.attached.hf, self._in_tower):
+                seen = self.vision.encode(frames, self.units)
         self.units += 1
         time, rows, columns = seen.grid
         tokens = seen.embeddings.detach()
         return Encoded(tokens, (time * rows, columns), frames[-1].image, frames[-1].t, of_model=seen)
+
+    def use(self, chain: Chain) -> None:
+        """Run the tower as the tower reducer of a chain says, if it has one."""
+        if len(chain.tower) > 1:
+            raise CompositionError("two reducers of one vision tower exclude each other: leave one out.")
+        if chain.tower:
+            assert isinstance(chain.tower[0], StcCache)
+            self.tower, self._tower_state = chain.tower[0], chain.tower[0].start()
+
+    def _in_tower(self, layers: list[Any], hidden: Tensor) -> Tensor:
+        assert self.tower is not None
+        self._tower_state, out = self.tower.step(self._tower_state, layers, hidden)
+        return out
 
     def read(self, visual: Moment, reduced: Reduced) -> int:
         assert isinstance(visual, Encoded)

@@ -22,16 +22,23 @@ class Sight:
     budget: int | None  # entries
     silence: float | None = None  # trained to be silent: speak where silence is less likely than this
     side: int | None = None  # pixels: the longer side of what the tower reads, where pictures of all sizes become one
-    has_tower_reducers: bool = False  # whether its vision tower can be run layer by layer
 
     @property
     def default_trigger(self) -> Trigger:
         return parse("change" if self.silence is None else f"silence:threshold={self.silence}")
 
-    def check(self, chain: Chain) -> None:
-        """Refuse reducers that this model's tower cannot run."""
-        if chain.tower and not self.has_tower_reducers:
-            raise CompositionError(f"{chain.tower[0].name} needs a vision tower of the SigLIP kind: leave it out here.")
+    def use(self, chain: Chain) -> None:
+        """Run the tower as a chain says; CompositionError where this one cannot be run layer by layer."""
+        if not chain.tower:
+            return
+        from penstock.models.vision.layers import can_run
+        from penstock.watch.model_eyes import ModelEyes
+
+        if not isinstance(self.eyes, ModelEyes) or not can_run(self.eyes.vision):
+            raise CompositionError(
+                f"{chain.tower[0].name} needs a vision tower like those of SmolVLM and InternVL: leave it out here."
+            )
+        self.eyes.use(chain)
 
 
 def open_sight(
