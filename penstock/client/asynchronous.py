@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
-from penstock.client.calls import Call, Reader, ask_call, create_call, encoded, parts_of, path_of, pause, pieces, where
-from penstock.client.failures import BrokenOff, Refused, refused
-from penstock.client.records import Appended, SessionInfo, Usage
+from penstock.client.calls import (
+    Asking,
+    Call,
+    Heard,
+    ask_call,
+    create_call,
+    document_of,
+    encoded,
+    fork_call,
+    parts_of,
+    path_of,
+    pause,
+    pieces,
+    where,
+)
+from penstock.client.failures import BrokenOff, refused
+from penstock.client.records import Appended, SessionInfo
 from penstock.client.transport import failed, library, settings
 from penstock.errors import PenstockError
 
 
-class AsyncAnswer:
+class AsyncAnswer(Heard):
     """An asynchronous iterator of pieces of text.  Leaving it, or `cancel`, ends the answer at the server."""
 
     def __init__(self, client: AsyncClient, response: Any) -> None:
+        super().__init__()
         self._client, self._response = client, response
-        self._reader, self._is_cancelled = Reader(), False
         self._pieces = self._read()
         self._waiting: asyncio.Future[str] | None = None
-
-    @property
-    def finish(self) -> str | None:
-        """`stop`, `length` or `cancelled` when it is over, else None."""
-        return "cancelled" if self._is_cancelled else self._reader.finish
-
-    @property
-    def usage(self) -> Usage | None:
-        """Tokens that went in and came out, when it is over."""
-        return self._reader.usage
 
     def __aiter__(self) -> Self:
         return self
@@ -120,23 +124,13 @@ class AsyncClientSession:
             return Appended.of(await self._client._json(Call("POST", path), encoded(data)))
         return Appended.of(await self._client._json(Call("POST", path), _upload(data), retries=0))
 
-    async def ask(
-        self, question: str | None = None, *, raw: bool = False, remember: bool = True, max_tokens: int | None = None,
-        temperature: float | None = None, top_p: float | None = None, top_k: int | None = None,
-        stop: str | Sequence[str] | None = None, seed: int | None = None,
-    ) -> AsyncAnswer:  # fmt: skip
+    async def ask(self, question: str | None = None, **how: Unpack[Asking]) -> AsyncAnswer:
         """A question behind all that was appended; returns when the answer begins.  None: the model goes on."""
-        return await self._client._answer(
-            ask_call(
-                self.id, question, raw=raw, remember=remember, max_tokens=max_tokens, temperature=temperature,
-                top_p=top_p, top_k=top_k, stop=stop, seed=seed,
-            )
-        )  # fmt: skip
+        return await self._client._answer(ask_call(self.id, question, how))
 
     async def fork(self, id: str | None = None) -> AsyncClientSession:
         """A second session with the same past."""
-        call = Call("POST", path_of(self.id, "/fork"), {} if id is None else {"id": id})
-        return AsyncClientSession(self._client, (await self._client._json(call))["id"])
+        return AsyncClientSession(self._client, (await self._client._json(fork_call(self.id, id)))["id"])
 
     async def truncate(self, tokens: int) -> SessionInfo:
         """Keep the first `tokens`, exactly; raises NotRewindable when what that needs was evicted."""
@@ -217,14 +211,7 @@ class AsyncClient:
     async def _json(
         self, call: Call, content: Any = None, retries: int | None = None, accepts: tuple[int, ...] = ()
     ) -> dict[str, Any]:  # fmt: skip
-        response = await self._sent(call, content, self.retries if retries is None else retries, accepts)
-        try:
-            document = response.json()
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise refused(response.status_code, response.content)
-        return document
+        return document_of(await self._sent(call, content, self.retries if retries is None else retries, accepts))
 
     async def _answer(self, call: Call) -> AsyncAnswer:
         return AsyncAnswer(self, await self._sent(call, None, self.retries, (), is_stream=True))
@@ -251,11 +238,9 @@ class AsyncClient:
                 except BaseException:
                     await response.aclose()
                     raise
-                was_sent = bool(failure.facts.get("bytes"))
+                was_sent = False
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 failure, was_sent = failed(error, self.at)
-            wait = pause(tried, failure, call, was_sent)
-            if wait is None or tried >= retries or (isinstance(failure, Refused) and was_sent):
-                raise failure
+            wait = pause(tried, retries, failure, call, was_sent)
             tried += 1
             await asyncio.sleep(wait)

@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import quote, urlsplit
 
 from penstock.client.failures import Refused, refused
 from penstock.client.records import Usage
-from penstock.errors import InputError, UsageError
+from penstock.errors import InputError, PenstockError, UsageError
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 PIECE = 1 << 16  # bytes of an upload that are sent at once
@@ -81,20 +81,31 @@ def create_call(id: str | None) -> Call:
     return Call("POST", "/v1/sessions", {} if id is None else {"id": id})
 
 
-def ask_call(
-    id: str, question: str | None, *, raw: bool, remember: bool, max_tokens: int | None, temperature: float | None,
-    top_p: float | None, top_k: int | None, stop: str | Sequence[str] | None, seed: int | None,
-) -> Call:  # fmt: skip
-    """A question; what is None is left to the server."""
-    given: dict[str, Any] = {
-        "question": question, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
-        "seed": seed, "stop": stop if stop is None or isinstance(stop, str) else list(stop),
-    }  # fmt: skip
-    body = {name: value for name, value in given.items() if value is not None}
-    if raw:
-        body["raw"] = True
-    if not remember:
-        body["remember"] = False
+def fork_call(of: str, id: str | None) -> Call:
+    return Call("POST", path_of(of, "/fork"), {} if id is None else {"id": id})
+
+
+class Asking(TypedDict, total=False):
+    """How a question is asked; what is not given, or None, is left to the server."""
+
+    raw: bool  # not wrapped in the turns of a chat template
+    remember: bool  # False: on a fork that is dropped
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    stop: str | Sequence[str] | None
+    seed: int | None
+    deadline: float | None  # seconds; what there is of the answer by then is all of it
+
+
+def ask_call(id: str, question: str | None, how: Asking) -> Call:
+    """A question, answered in events."""
+    if unknown := set(how) - set(Asking.__annotations__):
+        raise UsageError(f"there is no way {min(unknown)!r} to ask: the ways are {', '.join(Asking.__annotations__)}.")
+    body = {name: value for name, value in {"question": question, **how}.items() if value is not None}
+    if "stop" in body and not isinstance(body["stop"], str):
+        body["stop"] = list(body["stop"])  # type: ignore[call-overload]
     return Call("POST", path_of(id, "/ask"), {**body, "stream": True, "stream_options": {"include_usage": True}})
 
 
@@ -123,18 +134,51 @@ def parts_of(data: Iterable[str | bytes]) -> Iterator[bytes]:
     return (piece for part in source for piece in pieces(part))
 
 
-def pause(tried: int, failure: Exception, call: Call, was_sent: bool) -> float | None:
-    """Seconds until a call may be sent again; None when it may not.
+def pause(tried: int, retries: int, failure: PenstockError, call: Call, was_sent: bool) -> float:
+    """Seconds until a call that has failed may be sent again; raises the failure where it may not.
 
     Sent again is what surely was not done (nobody listened, or the server refused it for now), and what may be done
     twice.
     """
+    if tried >= retries:
+        raise failure
     if isinstance(failure, Refused):
-        if failure.code not in ("rate_limit_exceeded", "draining", "overloaded", "restoring"):
-            return None
         wait = failure.retry_after or 0.25 * 2**tried
-        return wait if wait <= _PATIENCE else None
-    return 0.25 * 2**tried if call.is_safe or not was_sent else None
+        is_for_now = failure.code in ("rate_limit_exceeded", "draining", "overloaded", "restoring")
+        if not is_for_now or wait > _PATIENCE or failure.facts.get("bytes"):  # some of an upload was taken
+            raise failure
+        return wait
+    if was_sent and not call.is_safe:
+        raise failure
+    return 0.25 * 2**tried
+
+
+def document_of(response: Any) -> dict[str, Any]:
+    """The JSON object that a server has answered with."""
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise refused(response.status_code, response.content)
+    return document
+
+
+class Heard:
+    """What both kinds of answer tell of themselves."""
+
+    def __init__(self) -> None:
+        self._reader, self._is_cancelled = Reader(), False
+
+    @property
+    def finish(self) -> str | None:
+        """`stop`, `length` or `cancelled` when it is over, else None."""
+        return "cancelled" if self._is_cancelled else self._reader.finish
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens that went in and came out, when it is over."""
+        return self._reader.usage
 
 
 class Reader:

@@ -5,34 +5,37 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
-from penstock.client.calls import Call, Reader, ask_call, create_call, encoded, parts_of, path_of, pause, where
-from penstock.client.failures import BrokenOff, Refused, refused
-from penstock.client.records import Appended, SessionInfo, Usage
+from penstock.client.calls import (
+    Asking,
+    Call,
+    Heard,
+    ask_call,
+    create_call,
+    document_of,
+    encoded,
+    fork_call,
+    parts_of,
+    path_of,
+    pause,
+    where,
+)
+from penstock.client.failures import BrokenOff, refused
+from penstock.client.records import Appended, SessionInfo
 from penstock.client.transport import failed, library, settings
 from penstock.errors import PenstockError
 
 
-class Answer:
+class Answer(Heard):
     """An iterator of pieces of text.  Leaving it, or `cancel` from another thread, ends the answer at the server."""
 
     def __init__(self, client: Client, response: Any) -> None:
+        super().__init__()
         self._client, self._response = client, response
-        self._reader, self._is_cancelled = Reader(), False
         self._pieces = self._read()
-
-    @property
-    def finish(self) -> str | None:
-        """`stop`, `length` or `cancelled` when it is over, else None."""
-        return "cancelled" if self._is_cancelled else self._reader.finish
-
-    @property
-    def usage(self) -> Usage | None:
-        """Tokens that went in and came out, when it is over."""
-        return self._reader.usage
 
     def __iter__(self) -> Self:
         return self
@@ -103,23 +106,13 @@ class ClientSession:
             return Appended.of(self._client._json(Call("POST", path), encoded(data)))
         return Appended.of(self._client._json(Call("POST", path), parts_of(data), retries=0))
 
-    def ask(
-        self, question: str | None = None, *, raw: bool = False, remember: bool = True, max_tokens: int | None = None,
-        temperature: float | None = None, top_p: float | None = None, top_k: int | None = None,
-        stop: str | Sequence[str] | None = None, seed: int | None = None,
-    ) -> Answer:  # fmt: skip
+    def ask(self, question: str | None = None, **how: Unpack[Asking]) -> Answer:
         """A question behind all that was appended; returns when the answer begins.  None: the model goes on."""
-        return self._client._answer(
-            ask_call(
-                self.id, question, raw=raw, remember=remember, max_tokens=max_tokens, temperature=temperature,
-                top_p=top_p, top_k=top_k, stop=stop, seed=seed,
-            )
-        )  # fmt: skip
+        return self._client._answer(ask_call(self.id, question, how))
 
     def fork(self, id: str | None = None) -> ClientSession:
         """A second session with the same past."""
-        call = Call("POST", path_of(self.id, "/fork"), {} if id is None else {"id": id})
-        return ClientSession(self._client, self._client._json(call)["id"])
+        return ClientSession(self._client, self._client._json(fork_call(self.id, id))["id"])
 
     def truncate(self, tokens: int) -> SessionInfo:
         """Keep the first `tokens`, exactly; raises NotRewindable when what that needs was evicted."""
@@ -196,14 +189,7 @@ class Client:
     def _json(
         self, call: Call, content: Any = None, retries: int | None = None, accepts: tuple[int, ...] = ()
     ) -> dict[str, Any]:  # fmt: skip
-        response = self._sent(call, content, self.retries if retries is None else retries, accepts)
-        try:
-            document = response.json()
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise refused(response.status_code, response.content)
-        return document
+        return document_of(self._sent(call, content, self.retries if retries is None else retries, accepts))
 
     def _answer(self, call: Call) -> Answer:
         return Answer(self, self._sent(call, None, self.retries, (), is_stream=True))
@@ -229,11 +215,9 @@ class Client:
                 except BaseException:
                     response.close()
                     raise
-                was_sent = bool(failure.facts.get("bytes"))
+                was_sent = False
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 failure, was_sent = failed(error, self.at)
-            wait = pause(tried, failure, call, was_sent)
-            if wait is None or tried >= retries or (isinstance(failure, Refused) and was_sent):
-                raise failure
+            wait = pause(tried, retries, failure, call, was_sent)
             tried += 1
             time.sleep(wait)

@@ -74,7 +74,7 @@ async def _documents(
                     if index % shared == 0:
                         shape.usage.prompt += what.question_tokens
                     shape.usage.completion += what.tokens
-                    yield shape.finish(index, "length" if what.reason == "length" else "stop")
+                    yield shape.finish(index, "length" if what.reason in ("length", "deadline") else "stop")
                 else:
                     yield shape.piece(index, what)
     for document in shape.end():

@@ -139,6 +139,8 @@ async def ask(request: Request) -> Response:
     body = checked(AskBody, await json_body(request))
     hosted = await _awake(request)
     sampling = sampling_of(body, 0.0, 0, body.max_completion_tokens)
+    if body.deadline is not None:
+        sampling["deadline"] = body.deadline
     shape = Chat(f"ask-{secrets.token_hex(12)}", server_of(request).model.name, int(time.time()), body.wants_usage)
 
     def start(deliver: Deliver) -> Asked:

@@ -122,6 +122,7 @@ class AskBody(Sampled):
     stream: bool | None = True
     raw: bool = False  # not wrapped in the turns of a chat template
     remember: bool = True  # False: on a fork that is dropped
+    deadline: float | None = Field(None, gt=0)  # seconds; what there is of the answer by then is all of it
     max_completion_tokens: int | None = Field(None, ge=1, le=MOST_NEW)
 
 

@@ -271,6 +271,8 @@ def test_bad_arguments_are_named() -> None:
         session.ask("\ud800")
     with pytest.raises(UsageError, match="JSON"):
         session.ask("?", temperature=float("nan"))
+    with pytest.raises(UsageError, match="no way 'tokens' to ask: the ways are raw"):
+        session.ask("?", tokens=7)  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="cannot be appended"):
         session.append([7])  # type: ignore[list-item]
     with pytest.raises(UsageError, match="cannot be called"):

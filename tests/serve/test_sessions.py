@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from penstock.core import SimulatedClock
 from penstock.models.load import Model
 from penstock.session import Session
 
@@ -51,6 +52,14 @@ def until(done: Callable[[], bool]) -> None:
     """Wait; what never comes is ended by the suite's own limit."""
     while not done():
         time.sleep(0.01)
+
+
+def killed(running: Any, id: str) -> None:
+    """Stop a server, as if it were killed: nothing is saved."""
+    hosted = running.app.state.server.house.sessions[id]
+    hosted.folder.journal.close()
+    hosted.folder = None
+    running.stop()
 
 
 def create(http: httpx.Client, id: str | None = None) -> str:
@@ -240,3 +249,45 @@ def test_numbers_for_prometheus(serving: Callable[..., Any], model: Model, tmp_p
     assert found["penstock_requests_total", "/v1/sessions/{id}/append", "200"] == 1
     health = http.get("/health").json()
     assert (health["status"], health["sessions"]) == ("ok", 1)
+
+
+def test_a_deadline_ends_an_answer_where_it_is(serving: Callable[..., Any], model: Model, tmp_path: Path) -> None:
+    """By the engine's clock, which moves a second with each step here; the next server has what was answered."""
+    first = serving(model, tmp_path)
+    engine, id = first.app.state.server.engine, create(first.http)
+    engine.clock = clock = SimulatedClock()
+    step = engine.runner.step
+
+    def slow(*args: Any, **options: Any) -> Any:
+        clock.sleep(1.0)
+        return step(*args, **options)
+
+    engine.runner.step = slow
+    body = {"question": "go on", "max_tokens": 400, "deadline": 9.0, "stream": False}
+    [choice] = first.http.post(f"/v1/sessions/{id}/ask", json=body).json()["choices"]
+    assert choice["finish_reason"] == "length"
+    found = first.http.get(f"/v1/sessions/{id}").json()
+    assert 0 < found["tokens"] < 30
+    assert (found["pace"]["deadlines_met"], found["pace"]["deadlines_missed"]) == (0, 1)
+    assert 'penstock_deadlines_total{met="no"} 1.0' in first.http.get("/metrics").text
+    killed(first, id)
+    second = serving(model, tmp_path)
+    assert wait_read(second.http, id)["tokens"] == found["tokens"]
+
+
+def test_a_replayed_answer_is_what_its_reader_was_told(
+    serving: Callable[..., Any], model: Model, tmp_path: Path
+) -> None:
+    """Once it was asked anew: in bfloat16, in other company, one session of twenty then went on from other words."""
+    first = serving(model, tmp_path)
+    engine, id = first.app.state.server.engine, create(first.http)
+    step = engine.runner.step
+    engine.runner.step = lambda *args, **options: step(*args, **options).roll(1, -1)  # as if it were rounded otherwise
+    for question in ("one?", "two?"):
+        ask(first.http, id, question, max_tokens=5)
+    log = first.app.state.server.house.sessions[id].stream.core.log
+    killed(first, id)
+    second = serving(model, tmp_path)
+    wait_read(second.http, id)
+    again = second.app.state.server.house.sessions[id].stream.core.log
+    assert (again.count, again.digest) == (log.count, log.digest)
