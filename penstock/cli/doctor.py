@@ -19,6 +19,7 @@ from rich.text import Text
 
 from penstock.cli.derive import Common
 from penstock.cli.output import Output
+from penstock.models.gpu import obstacle
 from penstock.models.load import TINY
 from penstock.models.native import describe
 
@@ -110,7 +111,9 @@ def bandwidth() -> float:
 def accelerator() -> str | None:
     """The first device besides the processor."""
     if torch.cuda.is_available():
-        return f"cuda: {torch.cuda.get_device_name(0)}"
+        reason = obstacle(torch.device("cuda", 0))
+        steps = "steps run on kernels" if reason is None else f"steps run on PyTorch: {reason}"
+        return f"cuda: {torch.cuda.get_device_name(0)} ({steps})"
     return "mps" if torch.backends.mps.is_available() else None
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from penstock.core import Span
-from penstock.kernels.gpu import available
+from penstock.kernels.gpu.available import obstacle
 from penstock.memory import Memory, retrieval
 from penstock.models.attach import COMPILING, Attached, Logits, forward
 
@@ -29,7 +29,7 @@ GPU_PATH = "gpu"
 def choose(attached: Attached, memory: Memory, path: str = GPU_PATH) -> tuple[GpuSteps | None, str]:
     """The kernels' steps for a memory, or None and why.  Who asks for the path waits for the compiler."""
     device = attached.geometry.device
-    reason = available.obstacle(device)
+    reason = obstacle(device)
     if reason is not None:
         return None, reason
     from penstock.kernels.gpu.graphs import CudaGraphs

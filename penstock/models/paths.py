@@ -48,12 +48,13 @@ class Runner:
             raise UsageError(f"the compiled path is not possible here: {self.why_not}; use --path eager.")
         self._native: NativeSteps | GpuSteps | None = None
         self.native_note = "not asked for"  # how it runs, or why not
-        if path == "auto" or path in NATIVE_PATHS:
+        on_gpu = attached.device.type == "cuda"
+        if path in NATIVE_PATHS or (path == "auto" and not on_gpu):
             native, self.native_note = choose(attached, memory, path)
             if native is None and path != "auto":
                 raise UsageError(f"the native path is not possible here: {self.native_note}; use --path auto.")
             self._native = None if native is None else NativeSteps(native, attached)
-        if path == GPU_PATH or (path == "auto" and attached.device.type == "cuda"):
+        if path == GPU_PATH or (path == "auto" and on_gpu):
             self._native, self.native_note = choose_gpu(attached, memory, path)
             if self._native is None and path == GPU_PATH:
                 raise UsageError(f"the gpu path is not possible here: {self.native_note}; use --path auto.")

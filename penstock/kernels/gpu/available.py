@@ -28,6 +28,8 @@ def obstacle(device: torch.device) -> str | None:
         return "the model is not on a CUDA device"
     if not present():
         return ABSENT
+    if interpreted():
+        return "Triton interprets kernels in this process (TRITON_INTERPRET=1)"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "the device is older than compute capability 8.0"
     try:

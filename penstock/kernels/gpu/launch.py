@@ -17,8 +17,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
     if 0 in grid:
         return
 
+    first = next(x for x in arguments if isinstance(x, Tensor))
+
     def run() -> None:
-        kernel[grid](*arguments, **options)
+        with torch.cuda.device_of(first):  # kernels go to the current device
+            kernel[grid](*arguments, **options)
 
     if watchers:
         watchers[-1](run)

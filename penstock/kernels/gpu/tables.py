@@ -1,7 +1,8 @@
 """What changes from step to step, in tensors that stay where they are: tokens, rows, positions, angles.
 
 A table is made for a shape of step and filled before each one: one copy of numbers, one of angles (and the tokens,
-which may be on the device already).  The host computes angles in float64, as everywhere (memory/positions.py).
+which may be on the device already).  Nobody waits for the copies: what they read is taken at once, because it is not
+pinned.  The host computes angles in float64, as everywhere (memory/positions.py).
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class SingleTable:
         unused = self.places - len(spans)
         where = tuple(starts) + (0,) * unused
         angles = self._ahead[1] if self._ahead[0] == where else self._angles_at(where)
-        self._angles.copy_(angles)
-        self._numbers.copy_(torch.tensor([[s.row for s in spans] + [-1] * unused, where]))
+        self._angles.copy_(angles, non_blocking=True)
+        self._numbers.copy_(torch.tensor([[s.row for s in spans] + [-1] * unused, where]), non_blocking=True)
         self.tokens[: len(tokens)].copy_(tokens)
 
     def prepare_next(self, starts: Sequence[int]) -> None:
@@ -106,6 +107,6 @@ class PackedTable:
         for group in self.groups:
             seen = sink_query_positions(positions, group.planner.entries, group.planner.policy)
             angles += [*rotary_of(group).angles(positions), *rotary_of(group).angles(seen)]
-        self._angles.copy_(torch.cat([x.flatten() for x in angles]))
-        self._numbers.copy_(torch.tensor(numbers + span_of))
+        self._angles.copy_(torch.cat([x.flatten() for x in angles]), non_blocking=True)
+        self._numbers.copy_(torch.tensor(numbers + span_of), non_blocking=True)
         self.tokens.copy_(tokens)
