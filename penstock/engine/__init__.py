@@ -37,6 +37,7 @@ What a caller may rely on:
     answer.cancel()           end it here: the memory keeps exactly the tokens of which text was put out
     answer.finish             Finish when it has ended, else None
     answer.tokens             tokens of the answer so far; answer.question_tokens those of the question and its turn
+    answer.said               token ids that the stream keeps of it, once it has ended; `ask(said=...)` says them again
 
 All of this may be called from any thread.  `append`, `ask` and `cancel` never wait for the model; `fork`, `truncate`,
 `save`, `close` wait for the step under way.  If no thread runs the engine, readers of answers, `drained` and `drain`
@@ -50,7 +51,7 @@ from penstock.engine.engine import Engine
 from penstock.engine.lag import LAG_POLICIES, Lag
 from penstock.engine.policies import POLICIES, PastFuture, Policy
 from penstock.engine.prefixes import open_together
-from penstock.engine.records import Appended, EngineStats, Finish, Place, Status, Stepped
+from penstock.engine.records import Appended, EngineStats, Finish, Pace, Place, Status, Stepped
 from penstock.engine.rewriting import Draft
 from penstock.engine.session import EngineSession
 
@@ -68,6 +69,7 @@ __all__ = [
     "Finish",
     "Lag",
     "NGram",
+    "Pace",
     "PastFuture",
     "Place",
     "Policy",
