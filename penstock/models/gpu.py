@@ -109,6 +109,8 @@ class GpuSteps:
             return attached.run(tokens, step, None, logits)
 
         self.steps: Steps = Steps(plain, memory, recorder, programs, self.fused)
+        self._hf = attached.hf
+        self._weights = self._addresses()
 
     @property
     def note(self) -> str:
@@ -117,6 +119,17 @@ class GpuSteps:
             return self.steps.note
         compiled = f"not compiled because {self.fused.why_not}" if self.fused.why_not else "compiled"
         return f"{self.steps.note}, single tokens {compiled}"
+
+    def _addresses(self) -> list[Tensor]:
+        """The weights, held where they are: a recording reads them by address."""
+        return [p.data for p in self._hf.parameters()]
+
+    def refresh(self) -> None:
+        """Forget recordings if the model's weights were replaced (those written to in place are read as they are)."""
+        now = self._addresses()
+        if [p.data_ptr() for p in now] != [p.data_ptr() for p in self._weights]:
+            self._weights = now
+            self.steps.forget()
 
     def takes(self, spans: Sequence[Span]) -> bool:
         """Whether a step runs through the kernels: all do."""

@@ -126,6 +126,8 @@ class Runner:
 
     def between_replies(self) -> None:
         """The moment at which `auto` may switch paths."""
+        if isinstance(self._native, GpuSteps):
+            self._native.refresh()
         if self.path == "auto" and self._native is None:
             for (shape, *kind), made in self._shared.items():
                 if shape == self._shape and made.ready and made.speedup > _WORTH:

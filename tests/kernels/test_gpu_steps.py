@@ -150,6 +150,24 @@ def test_marks_hold_what_kernels_overwrite() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_recordings_are_dropped_when_weights_are_replaced() -> None:
+    model = attach(tiny_model("llama", seed=8, num_hidden_layers=1), verify=False)
+    ours, _ = memories(model)
+    runner = Runner(model, ours, "eager")
+    runner._native = steps = GpuSteps(model, ours, Tape([]), programs=4)
+    for _ in range(2):
+        runner.step([Span(0, 2)], [5, 6])
+    recorded = steps.steps.replays
+    runner.between_replies()
+    assert steps.steps.replays == recorded  # nothing changed
+    weight = model.hf.get_parameter("model.norm.weight")
+    weight.data = 2 * weight.data
+    runner.between_replies()
+    assert steps.steps.replays == []
+    assert runner.step([Span(0, 2)], [5, 6]) is not None
+    assert steps.steps.replays[0].state is State.WARM
+
+
 class Counting:
     """A recorder that counts and can refuse."""
 

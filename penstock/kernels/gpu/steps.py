@@ -121,6 +121,11 @@ class Steps:
             return f"kernels, not recorded because {refused or 'the device has no graphs'}"
         return "kernels, each kind of step one graph"
 
+    def forget(self) -> None:
+        """Drop what was recorded: steps are recorded anew."""
+        self._singles.clear()
+        self._chunks.clear()
+
     def run(self, spans: Sequence[Span], tokens: Tensor, logits: Logits | Tensor) -> Tensor | None:
         """Tokens [N] into the memory, inside `Memory.step(..., planned=False)`; logits as Attached.run."""
         starts = [self.memory.rows[span.row].length for span in spans]
