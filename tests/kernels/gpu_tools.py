@@ -69,13 +69,18 @@ class Kernels:
 
 
 def both(
-    steps: Sequence[dict[int, int]], group: RingGroup, kernels: Kernels, far: dict[int, int] | None = None,
+    steps: Sequence[dict[int, int]], group: RingGroup, kernels: Kernels, start: int = 0,
     softcap: float | None = None, learned: bool = False,
 ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
-    """(kernels, ring) outputs of a stream of steps {row: tokens}; `far` moves rows' counters behind the second step."""
+    """(kernels, ring) outputs of a stream of steps {row: tokens}; with a `start`, rows are full of random entries."""
     generator = torch.Generator().manual_seed(1)
     layer, out = group.layers[0], []
-    lengths = [0] * group.rows
+    lengths = [start] * group.rows
+    if start:
+        for theirs, ours in zip(
+            [*group.rings[0], *group.raw_sinks], [*kernels.group.rings[0], *kernels.group.raw_sinks]
+        ):
+            ours.copy_(theirs.copy_(torch.randn(theirs.shape, generator=generator)))
     heads = (layer.query_heads, layer.kv_heads, layer.kv_heads)
     logit = torch.randn(layer.query_heads, generator=generator) if learned else None
     options: dict[str, Any] = {"scale": layer.key_width**-0.5, "softcap": softcap, "sink_logit": logit}

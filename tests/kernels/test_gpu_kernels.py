@@ -55,6 +55,15 @@ def test_a_chunk_longer_than_the_window_in_several_tiles() -> None:
     assert worst(both([{0: 7}, {0: 40}, {0: 1}], theirs, Kernels(ours))) <= 1e-5
 
 
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_parts_of_a_large_ring_far_in_the_stream(sinks: int) -> None:
+    """Several blocks of slots, read by several programs, for single tokens and for a chunk over the end of the ring."""
+    ours, theirs = ring_of(rows=1, window=150, sinks=sinks), ring_of(rows=1, window=150, sinks=sinks)
+    start = sinks + 150 * 7_000_000 - 2
+    assert worst(both([{0: 1}, {0: 4}, {0: 1}], theirs, Kernels(ours), start=start)) <= 1e-5
+    assert pieces(150, 2, 64, 4)[0] == 2
+
+
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
 def test_half_precision(dtype: torch.dtype, limit: float) -> None:
     ours, theirs = ring_of(dtype=dtype), ring_of(dtype=dtype)
