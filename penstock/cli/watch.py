@@ -105,7 +105,10 @@ class WatchOptions(Common):
         for name, least in (("frames", 1), ("max_new", 1), ("decoders", 1), ("seed", 0), ("port", 0)):
             value = getattr(self, name)
             if value is not None and not least <= value < (1 << 16 if name == "port" else 1 << 31):
-                raise UsageError(f"--{name.replace('_', '-')} cannot be {value}: give a whole number from {least} on.")
+                most = " to 65535" if name == "port" else " on"
+                raise UsageError(
+                    f"--{name.replace('_', '-')} cannot be {value}: give a whole number from {least}{most}."
+                )
         if self.seconds is not None and not 0 < self.seconds < 1e12:
             raise UsageError(f"--seconds cannot be {self.seconds}: give a positive number.")
         if self.serve and not all(importlib.util.find_spec(name) for name in ("starlette", "uvicorn")):

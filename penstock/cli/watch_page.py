@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.cli.output import say
 from penstock.cli.summary import ResidentSet
 from penstock.cli.watch_views import stats
+from penstock.errors import UsageError
 from penstock.watch import Event, Watch
 from penstock.watch.opening import Sight
 
@@ -51,6 +52,10 @@ def served(watcher: Watch, sight: Sight, port: int) -> Iterator[Page]:
     from penstock.serve.watching import WatchServer
 
     watched = Watched("watch", sight.name, watcher.ask)
-    with WatchServer(watched, listen("127.0.0.1", port)) as server:
+    try:
+        listener = listen("127.0.0.1", port)
+    except UsageError:
+        raise UsageError(f"port {port} is taken on this machine: give --port another number, or 0 for any.") from None
+    with WatchServer(watched, listener) as server:
         say(f"{watcher.pipeline.source.name} at {server.address}/, Ctrl-C ends it")
         yield Page(watcher, watched, server.address)

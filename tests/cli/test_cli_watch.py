@@ -77,6 +77,8 @@ def test_the_world_ends_by_itself(watch: Callable[..., Any], monkeypatch: pytest
     [
         (["no.mp4"], "there is no video"),
         (["--ask", "x@y"], "TEXT@SECONDS"),
+        (["--port", "70000"], "from 0 to 65535"),
+        (["--speech", "0"], "tokens per second"),
         (["--rate", "fast"], "--rate cannot be"),
         (["--rate", "0"], "--rate cannot be"),
         (["--reduce", "timechatt"], "unknown reducer"),

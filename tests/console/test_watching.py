@@ -17,6 +17,7 @@ pytest.importorskip("av", reason="the extra video is not installed")
 from penstock.cli.summary import ResidentSet
 from penstock.cli.watch_page import served
 from penstock.core import Frame, RealClock
+from penstock.errors import UsageError
 from penstock.io.video.world import Generated
 from penstock.serve.png import png
 from penstock.serve.watched import EVENTS, QUESTIONS, Watched
@@ -165,3 +166,12 @@ def test_in_a_browser() -> None:
         tab.until("document.documentElement.scrollWidth <= 390")
         assert tab.faults == []
     assert watch.counts.answers == 1
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    from penstock.serve.run import listen
+
+    with listen("127.0.0.1", 0) as taken:
+        watch, _ = watcher(video(1), sight=sight())
+        with pytest.raises(UsageError, match="is taken"), served(watch, sight(), taken.getsockname()[1]):
+            pass
