@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--path", default="gpu")
     parser.add_argument("--plot", type=Path, default=None)
-    parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--smoke", action="store_true", help="a tiny model on the CPU: does this program work?")
     arguments = parser.parse_args()
     names = arguments.shapes.split(",")
@@ -270,7 +270,7 @@ def main() -> None:
     if arguments.plot is not None:
         draw(results, rate, arguments.plot)
     document = {"device": about, "smoke": arguments.smoke, "bytes_per_second": rate, "models": results, "goals": GOALS}
-    finish({**document, "machine": machine.record()}, arguments.output)
+    finish({**document, "machine": machine.record()}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -268,5 +269,6 @@ def test_kernels_get_through_the_compiler() -> None:
     """The interpreter accepts what the compiler does not (a variable that changes its shape in a loop)."""
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-m", "tests.kernels.gpu_compiles"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
     assert result.stdout.endswith("ok\n"), result.stderr[-2000:]
