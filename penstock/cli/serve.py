@@ -67,8 +67,9 @@ def serve(options: ServeOptions) -> int | None:
     from penstock.serve.access import Access, read_tokens
     from penstock.serve.app import create_app
     from penstock.serve.http import Limits
-    from penstock.serve.run import HttpServer, listen
+    from penstock.serve.run import HttpServer, listen, share_arenas
 
+    share_arenas()
     out = Output(options.json)
     tokens = None if options.tokens_file is None else read_tokens(options.tokens_file)
     listener = listen(options.host, options.port)

@@ -19,8 +19,10 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from penstock.serve.refusal import Refusal
 
 # What uvicorn writes of every client that breaks the rules: anybody could fill a disk with it.
-_THEIRS = ("Invalid HTTP request", "ASGI callable returned without completing handshake", "Unsupported upgrade request",
-           "Exceeded concurrency limit")  # fmt: skip
+_THEIRS = (
+    "Invalid HTTP request", "ASGI callable returned without completing", "Unsupported upgrade request",
+    "No supported WebSocket library", "Exceeded concurrency limit",
+)  # fmt: skip
 
 
 def is_ours(record: logging.LogRecord) -> bool:

@@ -186,10 +186,17 @@ class House:
         return sorted((s for s in list(self.sessions.values()) if s.owner == owner), key=lambda s: (s.created, s.id))
 
     def delete(self, hosted: Hosted) -> None:
-        """End a session for good."""
+        """End a session for good; its name is free when its files are gone."""
         with self._lock:
-            self.sessions.pop(hosted.id, None)
-        hosted.close(delete=True)
+            if self.sessions.get(hosted.id) is not hosted:
+                return  # somebody else was first
+            del self.sessions[hosted.id]
+            self._making[hosted.id] = hosted.owner
+        try:
+            hosted.close(delete=True)
+        finally:
+            with self._lock:
+                self._making.pop(hosted.id, None)
 
     # -- at the end ---------------------------------------------------------------------------------------------
 

@@ -67,9 +67,7 @@ def _engine(stats: EngineStats) -> Iterator[GaugeMetricFamily | CounterMetricFam
     yield GaugeMetricFamily("penstock_still_seconds", "Time with work in which no step has ended.", stats.still)
     yield CounterMetricFamily("penstock_steps", "Steps of the model.", stats.steps)
     yield CounterMetricFamily("penstock_stalls", "Pieces more than a second behind the one before.", pace.stalls)
-    deadlines = CounterMetricFamily(
-        "penstock_deadlines", "Deadlines by whether they were met.", labels=["met"]
-    )
+    deadlines = CounterMetricFamily("penstock_deadlines", "Deadlines by whether they were met.", labels=["met"])
     deadlines.add_metric(["yes"], pace.deadlines_met)
     deadlines.add_metric(["no"], pace.deadlines_missed)
     yield deadlines

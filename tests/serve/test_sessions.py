@@ -291,3 +291,23 @@ def test_a_replayed_answer_is_what_its_reader_was_told(
     wait_read(second.http, id)
     again = second.app.state.server.house.sessions[id].stream.core.log
     assert (again.count, again.digest) == (log.count, log.digest)
+
+
+def test_a_name_is_free_when_its_files_are_gone(serving: Callable[..., Any], model: Model, tmp_path: Path) -> None:
+    """A session made while one of its name was deleted met the files of that one: a full disk, it was told."""
+    running = serving(model, tmp_path)
+    house = running.app.state.server.house
+    hosted = house.sessions[create(running.http, "a")]
+    close, told = hosted.close, []
+
+    def slowly(delete: bool) -> None:
+        told.append(running.http.post("/v1/sessions", json={"id": "a"}).json()["error"]["code"])
+        close(delete=delete)
+
+    hosted.close = slowly
+    house.delete(hosted)
+    assert told == ["exists"]
+    house.delete(house.get(create(running.http, "a"), ""))
+    again = create(running.http, "a")
+    house.delete(hosted)  # by somebody who was late
+    assert running.http.get(f"/v1/sessions/{again}").is_success

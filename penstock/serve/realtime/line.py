@@ -245,7 +245,10 @@ async def realtime(websocket: WebSocket) -> None:
     """WebSocket /v1/realtime?model=NAME[&session=ID]."""
     server: Server = websocket.app.state.server
     caller: Caller = websocket.scope["caller"]
-    hosted, is_kept = await _enter(websocket, server, caller)
+    try:
+        hosted, is_kept = await _enter(websocket, server, caller)
+    except Exception as error:
+        raise refusal_of(error) from error
     server.lines += 1
     server.metrics.lines.inc()
     try:
