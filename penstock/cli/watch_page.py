@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
     from penstock.serve.watched import Watched
 
 
+EVERY = 0.1  # seconds between two looks at the numbers
+
+
 class Page:
     """Puts what a watcher does where the server finds it."""
 
     def __init__(self, watcher: Watch, watched: Watched, address: str) -> None:
         self.watcher, self.watched, self.address = watcher, watched, address
+        self._next = 0.0
         emit = watcher.emit
 
         def both(event: Event) -> None:
@@ -31,7 +36,10 @@ class Page:
         watcher.emit = both
 
     def tick(self, resident: ResidentSet) -> None:
-        """How things stand; nothing is computed that nobody looks at but these numbers."""
+        """How things stand, ten times a second at most; a picture is made when a page asks for it."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + EVERY
         watcher, session = self.watcher, self.watcher.reader
         now, spoken, frame = stats(watcher, resident), watcher.voice.now, watcher.newest
         facts: dict[str, Any] = {

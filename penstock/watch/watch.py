@@ -124,7 +124,7 @@ class Watch:
                 self._attend()
                 self._settle()
                 yield
-                time.sleep(0.02)
+                time.sleep(0.05)
         finally:
             items.close()  # type: ignore[attr-defined]
             self._stopped_at = time.perf_counter()
