@@ -52,7 +52,7 @@ class Watching:
         self.session.see(frame)
 
     def answer(self, ask: Ask) -> str:
-        text = ask.plain if self._plain else ask.prompt
+        text = f"\n{ask.plain}" if self._plain else ask.prompt  # a line of its own, as such a model was trained
         reply = "".join(self.session.reply(text, raw=self._plain, remember=ask.history, max_new=self._max_new)).strip()
         named = rules.letter(reply, ask.options) if self._plain and ask.options else None
         return reply if named is None else f"{named}. {reply}"

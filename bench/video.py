@@ -37,6 +37,7 @@ from penstock.reducers import Chain, parse
 from penstock.triggers import parse as parse_trigger
 from penstock.watch import Agenda, Event, Limits, Pipeline, Question, Requests, Watch
 from penstock.watch.opening import Sight, open_sight
+from penstock.watch.spans import MOST
 from penstock.watch.speaking import aside
 from penstock.worlds.shapes import Shapes
 
@@ -76,6 +77,7 @@ def hour(model: str | None, memory: str, budget: str | None, frames: int) -> dic
             samples.append((watch.counts.frames, process.memory_info().rss, watch.reader.memory.nbytes))
     later = [(n, rss) for n, rss, _ in samples if n >= frames // 4]
     slope = float(np.polyfit([n for n, _ in later], [rss for _, rss in later], 1)[0]) if len(later) > 2 else 0.0
+    full = [rss for n, rss, _ in samples if n >= MOST]  # the seconds that are noted, and the world's past, are full
     table = [
         [f"{n:,}", f"{rss / 1e6:.1f} MB", f"{stored / 1e6:.3f} MB"]
         for n, rss, stored in samples[:: len(samples) // 8 or 1]
@@ -86,6 +88,7 @@ def hour(model: str | None, memory: str, budget: str | None, frames: int) -> dic
         "visual_tokens_read": watch.counts.tokens_kept, "entries_most": most, "budget_entries": sight.budget,
         "memory_bytes_peak": watch.counts.peak_bytes, "memory_bytes_budget": watch.reader.memory.budget_bytes,
         "rss_slope_bytes_per_1000_frames": 1000 * slope, "rss_growth_bytes": later[-1][1] - later[0][1] if later else 0,
+        "rss_growth_bytes_tables_full": full[-1] - full[0] if full else None,
         "longest_queue": max(watch.pipeline._raw.longest, watch.pipeline._encoded.longest),
     }  # fmt: skip
     print(
@@ -93,6 +96,8 @@ def hour(model: str | None, memory: str, budget: str | None, frames: int) -> dic
         f"resident set {facts['rss_growth_bytes'] / 1e6:+.2f} MB over the last three quarters, "
         f"{facts['rss_slope_bytes_per_1000_frames'] / 1e3:+.1f} kB per 1,000 frames"
     )
+    if full:
+        print(f"resident set {(full[-1] - full[0]) / 1e3:+.1f} kB since frame {MOST:,}, when all tables are full")
     return facts
 
 

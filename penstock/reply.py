@@ -102,6 +102,22 @@ def end_tokens(session: Session) -> frozenset[int]:
     return frozenset(found | ({value} if value is not None else set()))
 
 
+def begun(session: Session) -> str:
+    """Let in the likeliest token that does not end an answer, where the model would rather end it; its text.
+
+    Somebody has decided that now is a moment to speak; otherwise "" and nothing is let in.
+    """
+    ends = sorted(end_tokens(session))
+    if session.logits is None or int(session.logits.argmax()) not in ends:
+        return ""
+    scores = session.logits.float().clone()
+    scores[..., ends] = float("-inf")
+    token = int(scores.argmax())
+    text = session.model.tokenizer.decode([token])
+    session.decode(token)
+    return str(text)
+
+
 class Turn:
     """The state of one reply.  Its generators do no steps: they say which token to let in."""
 

@@ -26,6 +26,7 @@ from rich.table import Table
 from penstock.errors import InputError, PenstockError
 from penstock.models.load import Model, load
 from penstock.models.vision.tower import VLM, Vision
+from penstock.reply import begun
 from penstock.session import Session
 from penstock.triggers import Signs
 from penstock.triggers.silence import Silence
@@ -67,20 +68,20 @@ def opened(model: Model, memory: str, budget: int | None, vision: Vision | None 
 
 
 def inside(model: Model, streams: int, frames: int = 32, seed: int = 10_000) -> dict[str, Tally]:
-    """Accuracy by kind, everything in view of the model: `streams` short streams, four questions of each kind."""
+    """Accuracy by kind, everything in view: a question of each kind at four moments of each stream."""
     out = {kind: Tally() for kind in INSIDE}
     eyes = Vision(model)
     for i in range(streams):
         world, rng = Shapes(seed + i), random.Random(f"inside:{seed + i}")
         session = opened(model, "dense", None, eyes)
-        for _ in range(frames):
+        for number in range(1, frames + 1):
             frame = next(world)
             session.see(frame)
-        for kind in INSIDE:
-            for _ in range(2 if kind in ("present", "count") else 4):
-                question = world.ask(frame.t, kind, rng)  # type: ignore[arg-type]
-                if question is not None:
-                    out[kind].add(answer(session, question) == question.answer)
+            if number % (frames // 4) == 0:
+                for kind in INSIDE:
+                    question = world.ask(frame.t, kind, rng)  # type: ignore[arg-type]
+                    if question is not None:
+                        out[kind].add(answer(session, question) == question.answer)
     return out
 
 
@@ -149,7 +150,7 @@ def announce(
         assert session.logits is not None
         p = torch.softmax(session.logits.float(), -1)
         if trigger.step((), Signs(frame.t, silence=float(p[silence]), prefers_silence=int(p.argmax()) == silence))[1]:
-            text = "".join(session.reply(None, max_new=24))
+            text = begun(session) + "".join(session.reply(None, max_new=24))
             said += [(frame.t, text)] if text else []
     return graded(said, world)
 

@@ -13,7 +13,7 @@ import torch
 
 from penstock.core import Phase
 from penstock.errors import InputError
-from penstock.reply import end_tokens, turn_ids
+from penstock.reply import begun, end_tokens, turn_ids
 from penstock.triggers import Signs, Trigger
 from penstock.watch.eyes import Reader
 
@@ -75,7 +75,8 @@ class Requests:
             return []
         self.checks += 1
         if self.in_stream:
-            text = "".join(self.reader.reply(None, max_new=MAX_NEW)).strip()
+            opening = begun(self.reader)  # type: ignore[arg-type]
+            text = (opening + "".join(self.reader.reply(None, max_new=MAX_NEW))).strip()
             repeats, self._repeated = text == self._repeated, text  # the same words frame after frame are one event
             return [Said(text, "; ".join(self.requests))] if text and not repeats else []
         said = [said for request in self.requests if (said := self._asked(request)) is not None]

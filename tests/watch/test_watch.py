@@ -20,6 +20,7 @@ from penstock.triggers import parse as trigger
 from penstock.watch import Agenda, Event, Limits, Pipeline, Requests, Watch, parse_question, request_of, speaking
 from penstock.watch.opening import Sight
 from penstock.watch.questions import about
+from penstock.watch.spans import MOST, Seconds
 from tests.watch.fake import sight, video
 
 
@@ -256,3 +257,14 @@ def test_times_that_are_none_are_refused(text: str) -> None:
 def test_the_second_that_a_question_is_about() -> None:
     cases = {"at 12 s": 12.0, "What was there around 1:30?": 90.0, "after 2 minutes": 120.0, "at 3 places": None}
     assert {text: about(text) for text in cases} == cases
+
+
+def test_the_seconds_that_are_noted_are_bounded_and_stay_true() -> None:
+    noted, held = Seconds(), range(9_000 * 5, 10_000 * 5)
+    for i in range(10_000):
+        noted.note(i / 2, 5 * i)
+    assert len(noted._at) <= MOST
+    views = [type("View", (), {"seen": held})()]
+    assert noted.refusal(4_990.0, views) is None
+    assert str(noted.refusal(100.0, views)).startswith("no longer in memory")
+    assert str(noted.refusal(6_000.0, views)).startswith("not seen yet")

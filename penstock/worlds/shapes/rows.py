@@ -27,7 +27,8 @@ from penstock.worlds.shapes.tokens import BOS_ID, EOS_ID, FRAME_ID, PICTURE_ID, 
 SIDE, PER_FRAME = 96, 4
 NOW = {"what": 14, "many": 14, "here": 6, "meet": 4}  # asked right behind a frame: shares of the questions
 PAST = {"where": 26, "plate": 14, "later": 26}
-SILENCE, SILENCE_ASKED, STOP_WEIGHT = 0.05, 0.4, 0.15
+SILENCE, STOP_WEIGHT = 0.05, 0.15
+SILENCE_ASKED = {False: 0.4, True: 1.0}  # under a request; in the end, with pictures, it counts as much as speech
 
 
 class Batch(NamedTuple):
@@ -240,7 +241,8 @@ class RowMaker:
         if said and row.room > 20:
             row.say(self.ids(" and".join(said)), "announce")
             return None if isinstance(request, Look) else request
-        row.aim(EOS_ID, SILENCE_ASKED if before is not None and not said else 0.0, "silence")
+        weight = SILENCE_ASKED[self.pictures] if before is not None and not said else 0.0
+        row.aim(EOS_ID, weight, "silence")
         return request
 
     # -- questions ----------------------------------------------------------------------------------------------
