@@ -1,5 +1,6 @@
 // The native step without Python, for sanitizers: random weights, rings of exactly the size they need, steps of all kinds
-// on several threads.  Fails when chunks and single tokens disagree; the sanitizers watch the rest.
+// on several threads, stretches, and readings of numbers and codes in buffers of exactly their size.  Fails when chunks and
+// single tokens, or one thread and three, disagree; the sanitizers watch the rest.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -117,14 +118,77 @@ std::vector<int64_t> tokens(int count) {
   return out;
 }
 
+// All stretches of a step whose attention gives the queries back.
+std::vector<char> stretches(pk_model *model, int stored, const std::vector<int64_t> &ids, int threads) {
+  const size_t size = stored == PK_FLOAT32 ? 4 : 2, count = ids.size();
+  std::vector<float> hidden(count * HIDDEN);
+  std::vector<char> query(size * count * HEADS * WIDTH), attended(query), key(size * count * KV * WIDTH), value(key), logits(size * VOCABULARY);
+  const int64_t last = int64_t(count) - 1;
+  for (int layer = 0; layer <= LAYERS; layer++) {
+    const bool end = layer == LAYERS;
+    const pk_stretch stretch{ids.data(), hidden.data(), attended.data(), query.data(), key.data(), value.data(), &last, logits.data(), int64_t(count), end, layer, threads};
+    if (pk_run_stretch(model, &stretch)) std::printf("a stretch was refused\n"), std::exit(1);
+    attended = query;
+  }
+  return logits;
+}
+
+// Three parts: numbers, raw keys that are turned, codes of `bits` bits; with a bias on the first.
+std::vector<float> reading(int stored, int bits, int threads) {
+  constexpr int wide = 32, half = wide / 2, plain = 37, coded = 24;
+  source.seed(11);
+  const size_t size = stored == PK_FLOAT32 ? 4 : 2;
+  auto numbers = [&](size_t count) {
+    std::vector<char> out(size * count);
+    const std::vector<float> x = random(count, 1.0f);
+    for (size_t i = 0; i < count; i++) {
+      const uint16_t narrowed = narrow(x[i]);
+      stored == PK_FLOAT32 ? memcpy(out.data() + 4 * i, &x[i], 4) : memcpy(out.data() + 2 * i, &narrowed, 2);
+    }
+    return out;
+  };
+  const std::vector<char> query = numbers(HEADS * wide), keys = numbers(KV * plain * wide), values = numbers(KV * plain * wide);
+  const std::vector<float> cosine(plain * half, 0.6f), sine(plain * half, 0.8f), bias = random(HEADS * plain, 1.0f);
+  std::vector<uint8_t> codes(size_t(KV * coded * wide * bits / 8));
+  for (uint8_t &code : codes) code = uint8_t(source());
+  std::vector<uint16_t> of_keys(KV * wide, 0x1800), of_values(KV * coded * 2, 0x9800);  // small, of either sign
+  const int64_t head = int64_t(size) * plain * wide, packed = coded * wide * bits / 8;
+  const pk_offer offers[] = {
+      {keys.data(), values.data(), nullptr, nullptr, nullptr, nullptr, cosine.data(), sine.data(), nullptr, nullptr, bias.data(), head, head, plain, plain, stored, 0},
+      {values.data(), keys.data(), nullptr, nullptr, nullptr, nullptr, cosine.data(), sine.data(), cosine.data(), sine.data(), nullptr, head, head, 0, plain, stored, 0},
+      {codes.data(), codes.data(), of_keys.data(), of_keys.data(), of_values.data(), of_values.data(), cosine.data(), sine.data(), cosine.data(), sine.data(), nullptr, packed, packed, 0, coded, bits, 4},
+  };
+  std::vector<char> out(size * HEADS * wide);
+  std::vector<float> lse(HEADS), work(size_t(threads * pk_read_room(HEADS, wide))), found;
+  const pk_reading reading{query.data(), offers, out.data(), lse.data(), work.data(), int64_t(size) * wide, 0.2f, 3, HEADS, KV, wide, half, 0, stored, threads, 0};
+  pk_read(&reading);
+  for (int i = 0; i < HEADS * wide; i++)
+    found.push_back(stored == PK_FLOAT32 ? reinterpret_cast<float *>(out.data())[i] : widen(reinterpret_cast<uint16_t *>(out.data())[i]));
+  found.insert(found.end(), lse.begin(), lse.end());
+  return found;
+}
+
+bool agree(const std::vector<float> &a, const std::vector<float> &b, float limit) {
+  for (size_t i = 0; i < a.size(); i++)
+    if (!(std::fabs(a[i] - b[i]) <= limit)) return std::printf("threads differ: %g and %g\n", double(a[i]), double(b[i])), false;
+  return true;
+}
+
 }  // namespace
 
 int main() {
   int steps = 0;
+  for (int stored : {PK_FLOAT32, PK_BFLOAT16})
+    for (int bits : {PK_CODES8, PK_CODES4})
+      if (!agree(reading(stored, bits, 1), reading(stored, bits, 3), stored == PK_FLOAT32 ? 1e-5f : 0.02f)) return 1;
   for (int weights : {PK_FLOAT32, PK_BFLOAT16, PK_INT8})
     for (int stored : {PK_FLOAT32, PK_BFLOAT16}) {
       std::vector<char> embedding;
       pk_model *model = build(weights, stored, embedding);
+      for (int count : {1, 3, 9, 40}) {
+        const std::vector<int64_t> ids = tokens(count);
+        if (stretches(model, stored, ids, 1) != stretches(model, stored, ids, 3)) return std::printf("stretches differ\n"), 1;
+      }
       for (int64_t window : {0, 5, 13}) {
         Stream whole(stored, window), single(stored, window);
         for (int count : {1, 1, 1, 9, 40, 1, 1, 3}) {

@@ -114,8 +114,7 @@ static void read_slots(const float *q, const T *keys, const T *values, int width
         sum[g] *= shrink;
         top[g] = most;
       }
-      const float base = top[g];
-      for (int s = 0; s < size; s++) own[s] = exponential(own[s] - base);
+      exponentials(own, size, top[g]);
       sum[g] += sum_of(own, size);
     }
     int d = 0;

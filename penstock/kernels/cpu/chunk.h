@@ -83,8 +83,7 @@ struct Reader {
       own->sum[row] *= shrink;
       own->top[row] = most;
     }
-    const float base = own->top[row];
-    for (int64_t s = low; s < high; s++) own_scores[s] = exponential(own_scores[s] - base);
+    exponentials(own_scores + low, high - low, own->top[row]);
     own->sum[row] += sum_of(own_scores + low, high - low);
     for (int64_t s = 0; s < low; s++) own_scores[s] = 0.0f;
     for (int64_t s = high; s < padded; s++) own_scores[s] = 0.0f;

@@ -11,7 +11,14 @@
 namespace pk {
 namespace PK_SET {
 
-constexpr int AHEAD = 2048;  // bytes of weights that are asked for before they are needed
+constexpr int AHEAD = 2048;  // bytes of weights that are asked for before they are needed, for a few rows
+
+// Weights that are asked for while others are multiplied: from where, and bytes per 64 of those.  The blocks of rows that
+// share a pair of tiles ask for the next pair, each for its part, so that memory is never idle.
+struct Ahead {
+  const char *at = nullptr;
+  int64_t step = 0;
+};
 
 // How the rows of a block lie: packed, x[k][R], so that one pointer serves all; or in rows of KEYS, as scores do.
 template <int R, bool SCORES>
@@ -46,9 +53,17 @@ struct Sums {
   }
 };
 
+template <int R>
+PK_INLINE void ask(const char *now, Ahead &ahead) {
+  if (R > 1 && ahead.step)
+    __builtin_prefetch(ahead.at, 0, 2), ahead.at += ahead.step;
+  else if (R <= FEW)
+    __builtin_prefetch(now + AHEAD);
+}
+
 // out [R][32]; with T = 1 only the first half is written.
 template <int T, int R, bool SCORES>
-static void product_float(const char *data, int64_t tile_bytes, int cols, const float *x, float *out) {
+static void product_float(const char *data, int64_t tile_bytes, int cols, const float *x, float *out, Ahead ahead) {
   using L = Lie<R, SCORES>;
   Sums<T, R> sums = {};
   const float *w = reinterpret_cast<const float *>(data);
@@ -56,7 +71,7 @@ static void product_float(const char *data, int64_t tile_bytes, int cols, const 
   for (int k = 0; k < cols; k += 4) {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
-      if (R <= FEW) __builtin_prefetch(reinterpret_cast<const char *>(w) + AHEAD);
+      ask<R>(reinterpret_cast<const char *>(w), ahead);
       V weights[T * VECTORS];
 #pragma GCC unroll 8
       for (int i = 0; i < T * VECTORS; i++) weights[i] = load(w + i / VECTORS * next + i % VECTORS * PK_LANES);
@@ -69,12 +84,12 @@ static void product_float(const char *data, int64_t tile_bytes, int cols, const 
 }
 
 template <int T, int R>
-static void product_half(const char *data, int64_t tile_bytes, int cols, const float *x, float *out) {
+static void product_half(const char *data, int64_t tile_bytes, int cols, const float *x, float *out, Ahead ahead) {
   Sums<T, R> sums = {};
   for (int k = 0; k < cols; k += 4) {
 #pragma GCC unroll 2
     for (int j = 0; j < 4; j += 2) {
-      if (R <= FEW) __builtin_prefetch(data + AHEAD);
+      ask<R>(data, ahead);
       V even[T * VECTORS], odd[T * VECTORS];
 #pragma GCC unroll 8
       for (int i = 0; i < T * VECTORS; i++) {
@@ -91,10 +106,10 @@ static void product_half(const char *data, int64_t tile_bytes, int cols, const f
 }
 
 template <int T, int R>
-static void product_byte(const char *data, int64_t tile_bytes, int cols, const float *x, float *out) {
+static void product_byte(const char *data, int64_t tile_bytes, int cols, const float *x, float *out, Ahead ahead) {
   Sums<T, R> sums = {};
   for (int k = 0; k < cols; k += 4) {
-    if (R <= FEW) __builtin_prefetch(data + AHEAD);
+    ask<R>(data, ahead);
     U four[T * VECTORS];
 #pragma GCC unroll 8
     for (int i = 0; i < T * VECTORS; i++) four[i] = load_bits(data + i / VECTORS * tile_bytes + i % VECTORS * PK_LANES * 4);
@@ -114,7 +129,7 @@ static void product_byte(const char *data, int64_t tile_bytes, int cols, const f
   sums.give(out);
 }
 
-using Product = void (*)(const char *, int64_t, int, const float *, float *);
+using Product = void (*)(const char *, int64_t, int, const float *, float *, Ahead);
 
 #if PK_LANES == 16
 constexpr int ROWS = 12, ACROSS = 2;  // rows and tiles of a block: 24 sums, two weights, in 32 registers
@@ -155,10 +170,10 @@ static Product chosen(int kind, int rows) {
 }
 
 // rows <= ROWS rows over one or two adjacent tiles; out [rows][32].
-static void product(int kind, const char *data, int64_t tile_bytes, int cols, const float *x, int rows, int tiles, float *out) {
-  if (ACROSS == 2 && tiles == 2 && rows > 1) return chosen<ACROSS>(kind, rows)(data, tile_bytes, cols, x, out);
+static void product(int kind, const char *data, int64_t tile_bytes, int cols, const float *x, int rows, int tiles, float *out, Ahead ahead = {}) {
+  if (ACROSS == 2 && tiles == 2 && rows > 1) return chosen<ACROSS>(kind, rows)(data, tile_bytes, cols, x, out, {ahead.at, 2 * ahead.step});
   for (int t = 0; t < tiles; t++)  // one after the other: for one row a tile is read at the speed of memory
-    chosen<1>(kind, rows)(data + t * tile_bytes, tile_bytes, cols, x, out + t * TILE);
+    chosen<1>(kind, rows)(data + t * tile_bytes, tile_bytes, cols, x, out + t * TILE, {ahead.at + t * (tile_bytes * ahead.step / 64), ahead.step});
 }
 
 // Rows in blocks of nearly equal size.
@@ -213,6 +228,7 @@ static void sum_columns(const float *x, int cols, int rows, float *sums) {
 template <class Finish>
 static void multiply(const Matrix &m, int64_t begin, int64_t end, const float *x, int64_t stride, int64_t rows, const Own *own, Finish finish) {
   const int block = block_rows(rows);
+  const int64_t blocks = (rows + block - 1) / block;
   const bool widen = rows >= MANY && m.kind != PK_FLOAT32;
   if (rows > 1) {
     pack_rows(x, stride, rows, m.cols, own->packed);
@@ -230,7 +246,8 @@ static void multiply(const Matrix &m, int64_t begin, int64_t end, const float *x
     }
     for (int64_t r = 0; r < rows; r += block) {
       const int count = rows - r < block ? int(rows - r) : block;
-      product(kind, data, bytes, m.cols, x + r * m.cols, count, tiles, out);
+      const Ahead ahead = widen || blocks == 1 || tile + 2 >= end ? Ahead{} : Ahead{data + 2 * bytes + 2 * bytes * (r / block) / blocks, 64 / blocks};
+      product(kind, data, bytes, m.cols, x + r * m.cols, count, tiles, out, ahead);
       if (kind == PK_INT8 && (tile == begin || rows > block)) sum_columns(x + r * m.cols, m.cols, count, taken);
       for (int i = 0; i < count; i++) {
         float *values = out + i * 2 * TILE;

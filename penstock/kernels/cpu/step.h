@@ -301,7 +301,10 @@ struct Run {
     multiply(weights.gate_up, 2 * mine.begin, 2 * mine.end, x, size, n, own, [&](int64_t r, int64_t column, const float *values, int) {
       float *to = room->act + r * inner + column / 2;
       float product[TILE];
-      for (int c = 0; c < TILE; c++) product[c] = values[c] / (1.0f + exponential(-values[c])) * values[TILE + c];
+      for (int c = 0; c < TILE; c += PK_LANES) {
+        const V gate = load(values + c);
+        store(product + c, gate / (1.0f + exponential(-gate)) * load(values + TILE + c));
+      }
       const int64_t left = inner - column / 2;
       memcpy(to, product, sizeof(float) * size_t(left < TILE ? left : TILE));
     });

@@ -111,6 +111,29 @@ PK_INLINE float exponential(float x) {
   return p * power;
 }
 
+PK_INLINE V exponential(V x) {
+  const V low = V{} - 87.0f, high = V{} + 88.0f;
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const V shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+  const V r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+  V p = V{} + 1.0f / 5040.0f;
+  p = p * r + 1.0f / 720.0f;
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return p * as_float(((U)shifted + 127u) << 23);
+}
+// x = exp(x - base)
+PK_INLINE void exponentials(float *x, int64_t count, float base) {
+  int64_t i = 0;
+  for (; i + PK_LANES <= count; i += PK_LANES) store(x + i, exponential(load(x + i) - base));
+  for (; i < count; i++) x[i] = exponential(x[i] - base);
+}
+
 // Sum, sum of squares and largest of `count` floats, in lanes.
 PK_INLINE float across(V v, bool largest) {
   float lanes[PK_LANES];
