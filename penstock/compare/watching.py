@@ -1,6 +1,6 @@
 """Memories and reducers side by side on generated videos: every pair watches the same streams and is asked the same.
 
-    shapes world, stream i ──► tower (once for all pairs) ──► reducers ──► memory ──► at the end: questions on forks
+    shapes world, stream i ──► tower (once for all) ──► reducers ──► memory ──► at five moments: questions on forks
 
 Questions about the past have their evidence a given distance back, counted in the tokens that come before any is left
 out, so that a distance is the same moment for all; those about the present, counts and order have no distance.  Beside
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from penstock.compare.comparison import Progress, check
 from penstock.compare.results import Cache, code_version, finite
@@ -37,6 +38,7 @@ from penstock.worlds.shapes.world import HORIZON, Question, Shapes
 KINDS = ("present", "count", "order")  # beside `past`, which has a distance
 WINDOWS = (0.5, 2.0, 5.0, 10.0)  # distances of the evidence, in budgets, if none are given
 EACH = 10  # questions per stream and distance
+MOMENTS = 5  # of a stream at which questions are asked
 BLIND = "blind"
 _ANSWER = 8  # tokens
 _KEPT = 256 << 20  # bytes of encoded frames that are kept for the next pair
@@ -58,6 +60,14 @@ class Pair:
         if self.method is None:
             return BLIND
         return str(self.method) + (f" + {self.chain}" if self.chain.reducers else "")
+
+
+class Asked(NamedTuple):
+    """A question at second `t` of a stream, and where its answer counts."""
+
+    t: float
+    question: Question
+    tally: Tally
 
 
 @dataclass
@@ -134,8 +144,8 @@ class Watching:
         return list(self.distances) or [round(windows * pair.budget) for windows in WINDOWS]
 
     def frames_of(self, pair: Pair) -> int:
-        """Frames of one stream: the farthest evidence, and a little before it."""
-        wanted = (1.06 * max(self.distances_of(pair)) + 0.5 * pair.budget) / self.per_frame
+        """Frames of one stream: the farthest evidence before the first moment, and a little before it."""
+        wanted = (1.06 * max(self.distances_of(pair)) + 1.5 * pair.budget) / self.per_frame
         return -(-round(wanted) // self.eyes.unit) * self.eyes.unit
 
     def run(
@@ -172,36 +182,37 @@ class Watching:
                           found.asked.asked, found.asked.share, "frames"))  # fmt: skip
 
         for stream in range(self.streams):
-            session: Session | None = None
-            if pair.method is not None:
-                session = Session(
-                    self.model, pair.method, pair.entries, chunk=self.chunk, path="eager", vision=self.eyes
-                )
-                self._read(session, pair, stream, count, found, tick)
-            world = Shapes(self.seed + stream)
-            now = (count - 1) / world.rate
-            world.timeline.until(now + 1)
-            for question, tally in self._questions(world, now, pair, found):
-                asked = session
-                if asked is None:
-                    asked = Session(self.model, "dense", None, path="eager", vision=self.eyes)
-                tally.add(_answer(asked, question, found) == question.answer)
-                tick()
-            if session is not None:
-                session.runner.close()
+            waiting = self._schedule(stream, pair, found, count)
+            blind = pair.method is None
+            session = Session(
+                self.model, pair.method or "dense", pair.entries, chunk=self.chunk, path="eager", vision=self.eyes
+            )
+
+            def ask(before: float, session: Session = session, waiting: list[Asked] = waiting) -> None:
+                while waiting and waiting[0].t < before:
+                    asked = waiting.pop(0)
+                    asked.tally.add(_answer(session, asked.question, found) == asked.question.answer)
+                    tick()
+
+            if not blind:
+                self._read(session, pair, stream, count, found, tick, ask)
+            ask(math.inf)
+            session.runner.close()
         return found
 
     def _read(
-        self, session: Session, pair: Pair, stream: int, count: int, found: Watched, tick: Callable[[], None]
-    ) -> None:
+        self, session: Session, pair: Pair, stream: int, count: int, found: Watched, tick: Callable[[], None],
+        ask: Callable[[float], None],
+    ) -> None:  # fmt: skip
+        """Read a stream; `ask(t)` asks what is due before a frame of second t."""
         eyes, state = ModelEyes(self.eyes, session), pair.chain.start()
         units = self._encode(_reduced(_frames(self.seed + stream, count), pair.chain)) if pair.chain.frames else (
             self._known(stream, count)
         )  # fmt: skip
-        before, last = found.frames, 0.0
+        before = found.frames
         for encoded in units:
-            last = encoded.t
-            found.frames = before + round(last * Shapes(0).rate) + 1
+            ask(encoded.t)
+            found.frames = before + round(encoded.t * Shapes(0).rate) + 1
             state, reduced = pair.chain.visual(state, encoded)
             began = time.perf_counter()
             eyes.read(encoded, reduced)
@@ -246,19 +257,28 @@ class Watching:
     def _needs_no_pixels(self) -> bool:
         return not any(chain.tokens for chain in self.chains)
 
-    def _questions(self, world: Shapes, now: float, pair: Pair, found: Watched) -> Iterator[tuple[Question, Tally]]:
-        rng = random.Random(f"watching:{self.seed}:{world.seed}")
-        per_second = self.per_frame * world.rate
+    def _schedule(self, stream: int, pair: Pair, found: Watched, count: int) -> list[Asked]:
+        """What is asked of one stream, in the order of its moments, which lie in the stream's last budget."""
+        world = Shapes(self.seed + stream)
+        end, per_second = (count - 1) / world.rate, self.per_frame * world.rate
+        world.timeline.until(end + 1)
+        rng, out = random.Random(f"watching:{self.seed}:{world.seed}"), list[Asked]()
+
+        def ask(i: int, kind: str, tally: Tally, distance: int | None = None) -> None:
+            back = end - (MOMENTS - 1 - i % MOMENTS) / MOMENTS * pair.budget / per_second
+            t = round(back * world.rate) / world.rate
+            ago = None if distance is None else distance * rng.uniform(0.95, 1.05) / per_second
+            question = world.ask(t, kind, rng, ago)  # type: ignore[arg-type]
+            if question is not None:
+                out.append(Asked(t, question, tally))
+
         for distance, tally in found.past.items():
-            for _ in range(EACH):
-                question = world.ask(now, "past", rng, distance * rng.uniform(0.95, 1.05) / per_second)
-                if question is not None:
-                    yield question, tally
+            for i in range(EACH):
+                ask(i, "past", tally, distance)
         for kind, tally in found.kinds.items():
-            for _ in range(EACH // 2):
-                question = world.ask(now, kind, rng)  # type: ignore[arg-type]
-                if question is not None:
-                    yield question, tally
+            for i in range(EACH // 2):
+                ask(i, kind, tally)
+        return sorted(out, key=lambda asked: asked.t)
 
     # -- rows -----------------------------------------------------------------------------------------------------
 
