@@ -23,12 +23,12 @@ BLOCK = 256  # tokens per link of the hash chain
 
 
 class Tail:
-    """The newest `most` of a row of tokens, four bytes each (a list needs forty)."""
+    """The newest `most` of a row of tokens, four bytes each (a list needs forty), in one buffer that never moves."""
 
     def __init__(self, most: int, tokens: Iterable[int] = ()) -> None:
         self.most = most
-        self._tokens = array("i")
-        self._length = 0
+        self._ring = array("i", bytes(4 * most))
+        self._end = self._length = 0  # the next place is _end % most
         self.extend(tokens)
 
     def __len__(self) -> int:
@@ -42,19 +42,23 @@ class Tail:
 
     def last(self, count: int) -> array[int]:
         """The newest `count`; all, if there are fewer."""
-        return self._tokens[len(self._tokens) - min(count, self._length) :]
+        count = min(count, self._length)
+        start = (self._end - count) % self.most
+        return self._ring[start : start + count] + self._ring[: max(0, start + count - self.most)]
 
     def extend(self, tokens: Iterable[int]) -> None:
         """More come; the oldest go."""
-        before = len(self._tokens)
-        self._tokens.extend(tokens)
-        self._length = min(self.most, self._length + len(self._tokens) - before)
-        if len(self._tokens) > self.most + self.most // 4:  # not for every token
-            del self._tokens[: len(self._tokens) - self.most]
+        new = array("i", tokens)[-self.most :]
+        at = self._end % self.most
+        first = min(len(new), self.most - at)
+        self._ring[at : at + first] = new[:first]
+        self._ring[: len(new) - first] = new[first:]
+        self._end += len(new)
+        self._length = min(self.most, self._length + len(new))
 
     def cut(self, count: int) -> None:
         """Forget the newest `count`."""
-        del self._tokens[len(self._tokens) - count :]
+        self._end -= count
         self._length -= count
 
 
