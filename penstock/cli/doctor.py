@@ -141,7 +141,7 @@ def chosen_path(compiler: dict[str, Any]) -> dict[str, str]:
     """What `--path auto` comes to."""
     native = describe()
     if native["uses"] not in (None, "portable"):
-        why = "Llama blocks over sinks and windows have one; anything else runs on PyTorch, compiled if it can"
+        why = "Llama blocks have one, over any memory; other models run on PyTorch, compiled if they can"
         return {"path": f"auto: native ({native['uses']})", "why": why}
     if compiler["works"]:
         why = "torch.compile works here: steps of an answer run eager until the compiled step is ready"
