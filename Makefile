@@ -32,6 +32,8 @@ docs: install  ## rewrite the generated documents
 
 bench: install  ## the figures in docs/benchmarks, about an hour on two idle cores
 	$(BIN)/python -m bench.steady --plot docs/benchmarks/steady.png
+	$(BIN)/python -m bench.rows
+	$(BIN)/python -m bench.ingest
 	$(BIN)/python -m bench.endless
 
 clean:
