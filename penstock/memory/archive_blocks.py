@@ -172,11 +172,10 @@ class Archived:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def choose(self, query: Tensor, slots: int, *, together: bool = False, look: int = 0) -> Tensor:
+    def choose(self, query: Tensor, slots: int, *, together: bool = False) -> Tensor:
         """[C, k] ids of the blocks that queries [H, g, C, D] read, in stream order; [C, H, k] where heads part.
 
-        Fewer than `slots` if there are not more.  `together`: one choice for all, by the mean of the queries.  `look`:
-        look at as many candidates as for so many slots.
+        Fewer than `slots` if there are not more.  `together`: one choice for all, by the mean of the queries.
         """
         first = self.oldest
         count = 1 if together else query.shape[2]
@@ -186,7 +185,7 @@ class Archived:
         query = query.float().mean(2, keepdim=True) if together else query.float()
         scale = self.layout.place.layer.key_width**-0.5
         asked = self.selector.project(query * scale, self.table).cpu()
-        most = (_GLANCE if together else _LOOK) * max(slots, look)
+        most = (_GLANCE if together else _LOOK) * slots
         which, scores = self._candidates(asked, first, max(most, slots - (self.count - max(first, self.base))))
         weights = shares(scores).sum(1)  # [H, C, m]
         weights = weights.transpose(0, 1) if self.apart else weights.sum(0)  # [C, (H,) m]
