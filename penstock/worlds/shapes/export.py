@@ -15,7 +15,7 @@ from penstock.errors import OutputError
 from penstock.worlds.shapes.net import MEAN, SIDE, STD, ShapesNet
 from penstock.worlds.shapes.tokens import BOS_ID, EOS_ID, save_tokenizer
 
-THRESHOLD = 0.8  # speak where silence is less likely, or not the likeliest; chosen on streams of their own
+THRESHOLD = 0.0  # speak where silence is less likely, or not the likeliest; chosen on streams of their own
 
 
 @dataclass
