@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from penstock.cli.derive import Common, argument, option
@@ -88,7 +88,8 @@ class WatchOptions(Common):
     )  # fmt: skip
     apart: bool = option(
         False, "Answer from a snapshot of what had been seen when it was asked; what is seen meanwhile does not change "
-        "the answer, and the answer is no part of the stream.",
+        "the answer, and the answer is no part of the stream.  Always so on a real clock, unless the memory keeps what "
+        "is read and what is written apart (group-positions).",
     )  # fmt: skip
     decoders: int = option(1, "Decode so many groups of pictures at once.", "N")
     device: str = option("cpu", "Where to run: cpu, cuda, mps, ...", "D")
@@ -195,10 +196,13 @@ def _run(
     pipeline = Pipeline(source, sight.eyes, options.reducers, clock, policy=policy, native=native)
     trigger = options.chosen_trigger or sight.default_trigger
     requests = Requests(options.requests, trigger, sight.reader)
+    limits = options.limits
+    if pipeline.is_timed and not sight.keeps_sides_apart:  # frames between its words would confuse the model
+        limits = replace(limits, apart=True)
     resident, threads = ResidentSet(), Threads()
     with Interrupts() as interrupts, reporter_for(out) as reporter:
         watcher = Watch(
-            pipeline, sight.eyes, sight.reader, requests, Agenda(options.questions), captions, options.limits,
+            pipeline, sight.eyes, sight.reader, requests, Agenda(options.questions), captions, limits,
             emit=reporter.event, stopped=lambda: interrupts.flagged, note=threads.note, lingers=options.serve,
         )  # fmt: skip
         with served(watcher, sight, options.port) if options.serve else nullcontext() as page:

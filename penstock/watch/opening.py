@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from penstock.errors import CompositionError
 from penstock.models.load import load
@@ -26,6 +27,12 @@ class Sight:
     @property
     def default_trigger(self) -> Trigger:
         return parse("change" if self.silence is None else f"silence:threshold={self.silence}")
+
+    @property
+    def keeps_sides_apart(self) -> bool:
+        """Whether the memory reads as if nothing were being written, so that frames may enter between words."""
+        session: Any = self.reader
+        return all(getattr(cascade, "blind", ()) for cascade in session._memory.cascades)
 
     def use(self, chain: Chain) -> None:
         """Run the tower as a chain says; CompositionError where this one cannot be run layer by layer."""

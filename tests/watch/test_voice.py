@@ -120,6 +120,11 @@ def test_apart_an_answer_is_that_of_its_moment_and_seeing_goes_on_as_if_nothing_
     assert len(answers) == 1
 
 
+def test_memories_that_keep_both_sides_apart_are_known() -> None:
+    assert not sight("streaming-llm").keeps_sides_apart
+    assert sight("group-positions").keeps_sides_apart
+
+
 def test_each_request_is_looked_at_by_itself_and_told_when_its_evidence_comes(monkeypatch: Any) -> None:
     looked: list[str] = []
 
