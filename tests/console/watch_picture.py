@@ -13,7 +13,7 @@ import time
 from .browser import find, page
 from .pictures import FOLDER
 
-SECONDS = 32.0  # of watching, before the picture
+SECONDS = 20.0  # of watching, before the picture
 QUESTIONS = ("How many things are there?", "What is northwest?")
 
 
