@@ -75,20 +75,25 @@ def teach(
             group["lr"] = config.lr * min(1.0, (step + 1) / 20) * (1 - step / config.steps)
         some = rng.sample(range(len(rows)), config.rows)
         more = rng.sample(range(len(text)), config.text_rows)
-        contrast = _contrast(net, facts[some], [pairs[i] for i in some], rng)
+        loss = contrast(net, facts[some], [pairs[i] for i in some], rng)
         with torch.no_grad():
             before = _attention(net, other[more], old_q, old_k)
         after = _attention(net, other[more], query, key)
         divergence = (before.exp() * (before - after)).nan_to_num(0.0).sum(-1).mean()
         optimizer.zero_grad()
-        (contrast + config.keep * divergence).backward()
+        (loss + config.keep * divergence).backward()
         torch.nn.utils.clip_grad_norm_([query, key], 1.0)
         optimizer.step()
-        tick(step, float(contrast.detach()), float(divergence.detach()))
+        tick(step, float(loss.detach()), float(divergence.detach()))
 
 
 @torch.no_grad()
 def _inside(net: Net, tokens: Tensor) -> Tensor:
+    """`inside`, for good."""
+    return inside(net, tokens)
+
+
+def inside(net: Net, tokens: Tensor) -> Tensor:
     """[N, T, D]: what the layer's projections read."""
     at = Rotations(rotary(torch.arange(tokens.shape[1]), net.config))
     out = []
@@ -105,8 +110,13 @@ def _heads(inside: Tensor, weight: Tensor, dim: int) -> Tensor:
     return F.linear(inside, weight).unflatten(-1, (-1, dim)).transpose(1, 2)
 
 
-def _contrast(net: Net, inside: Tensor, pairs: Sequence[Sequence[tuple[int, int]]], rng: random.Random) -> Tensor:
-    """Mean cross entropy, over questions and heads, of the right key among those of all rows."""
+def contrast(
+    net: Net, inside: Tensor, pairs: Sequence[Sequence[tuple[int, int]]], rng: random.Random, pairs_of: int = 1
+) -> Tensor:  # fmt: skip
+    """Mean cross entropy, over questions and heads, of the right key among those of all rows.
+
+    With `pairs_of` 2, of the mean of two neighbouring keys among such means.
+    """
     config, attention = net.config, net.layer(_LAYER).self_attn
     dim, length = config.head_dim, inside.shape[1]
     groups = config.num_attention_heads // config.num_key_value_heads
@@ -123,6 +133,10 @@ def _contrast(net: Net, inside: Tensor, pairs: Sequence[Sequence[tuple[int, int]
     scores = torch.einsum("qhd,nhtd->qhnt", query, key) / math.sqrt(dim)
     index = torch.arange(length)
     hidden = (torch.arange(len(inside)) == row[:, None])[:, None, :, None] & (index > at[:, None])[:, None, None]
+    if pairs_of > 1:
+        scores = scores[..., : length // pairs_of * pairs_of].unflatten(-1, (-1, pairs_of)).mean(-1)
+        hidden = hidden[..., pairs_of - 1 :: pairs_of][..., : scores.shape[-1]]
+        length, right = scores.shape[-1], (right // pairs_of).clamp(max=scores.shape[-1] - 1)
     scores = scores.masked_fill(hidden, float("-inf")).flatten(2)
     target = (row * length + right)[:, None].expand(-1, scores.shape[1])
     return F.cross_entropy(scores.flatten(0, 1), target.flatten())

@@ -3,6 +3,7 @@
     python -m penstock.worlds.train text --out DIR     look up first, then text and look-up mixed
     python -m penstock.worlds.train text --resume      go on where the last run was stopped
     python -m penstock.worlds.train match --out DIR    then: tell apart statements that are alike
+    python -m penstock.worlds.train settle --out DIR   then: words as loud as digits, all weights around them
     python -m penstock.worlds.train eval --model DIR   recall and loss as a table; the last line is JSON
 
 A training is a function of its seed: it may be stopped and resumed anywhere. It pauses while a benchmark asks for
@@ -36,6 +37,7 @@ from penstock.worlds.match import MatchingConfig, match
 from penstock.worlds.net import FarView, Net, NetConfig
 from penstock.worlds.quiet import wait_for_quiet
 from penstock.worlds.runs import load_run, save_run
+from penstock.worlds.settle import SettleConfig, settle
 from penstock.worlds.tokenizer import encode, save_tokenizer, train_tokenizer
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -195,7 +197,8 @@ class Trainer:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m penstock.worlds.train", description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, kind in (("text", TrainConfig), ("match", MatchingConfig), ("eval", EvalConfig)):
+    stages = {"text": TrainConfig, "match": MatchingConfig, "settle": SettleConfig, "eval": EvalConfig}
+    for name, kind in stages.items():
         command = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         for field in fields(kind):
             option = "--" + field.name.replace("_", "-")
@@ -215,6 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Trainer(TrainConfig(**options), Console(stderr=True)).run()
         elif command == "match":
             match(MatchingConfig(**options), Console(stderr=True))
+        elif command == "settle":
+            settle(SettleConfig(**options), Console(stderr=True))
         else:
             evaluate(EvalConfig(**options), Console(width=110))
     except PenstockError as error:

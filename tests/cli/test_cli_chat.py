@@ -122,7 +122,9 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(
         while not running.app.state.server.answering:
             time.sleep(0.01)
         time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+        while running.app.state.server.answering:  # one that arrives inside a destructor is lost: so press again
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(2)
 
     threading.Thread(target=interrupt).start()
     assert talk.take("def read(")

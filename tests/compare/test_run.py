@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor
 
 import penstock
 from penstock.compare import Stream, make_plan
 from penstock.compare.baselines import ORACLE, TEXT_SEARCH, beside, block_around, prompt_spans
 from penstock.compare.run import Pass, Stopped, read, slope
 from penstock.compare.search import LONGEST, TextSearch
+from penstock.memory.archive_blocks import Archived
 from penstock.methods import parse
 from penstock.models.load import Model
 
@@ -28,7 +31,7 @@ def test_a_pass_measures_the_stream_and_not_the_questions(model: Model, stream: 
     quiet = penstock.Session(model, "window", 256, path="eager", measure=True)
     quiet.ingest(stream.ids)
     row = found.row(plan)
-    assert row["nll_mean"] == pytest.approx(quiet.meter.nll_mean, abs=1e-4)
+    assert row["nll_mean"] == pytest.approx(quiet.meter.nll_mean, abs=1e-3)  # bfloat16
     assert row["bytes"] == {"device": quiet.memory.nbytes, "ram": 0, "disk": 0}
     assert row["tokens"] == len(stream.ids)
     assert len(found.ask_seconds) == row["questions"] == 20
@@ -37,9 +40,18 @@ def test_a_pass_measures_the_stream_and_not_the_questions(model: Model, stream: 
     assert row["ingest_tokens_per_second"] == pytest.approx(found.tokens / found.seconds)
 
 
-def test_an_oracle_that_fetches_says_what_the_choice_costs(model: Model, stream: Stream) -> None:
+def test_an_oracle_that_fetches_says_what_the_choice_costs(
+    model: Model, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     """Only archives have it; it is at least as good as the choice, and leaves no trace in what else is measured."""
     plan = make_plan(stream, 128, (1500,), per_bin=20)
+
+    def badly(self: Archived, query: Tensor, slots: int, *, together: bool = False) -> Tensor:
+        return torch.arange(self.oldest, min(self.count, self.oldest + slots)).expand(
+            1 if together else query.shape[2], -1
+        )
+
+    monkeypatch.setattr(Archived, "choose", badly)  # always the oldest blocks
     found = read(model, parse("rekv"), 128, stream, [plan], 64)
     row = found.row(plan)
     [chosen], [fetched] = row["recall"], row["oracle_fetch"]
