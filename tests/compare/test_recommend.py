@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from penstock.compare.recommend import Limits, recall_for, recommend
+from penstock.compare.recommend import QUESTIONS, Limits, recall_for, recommend
+from penstock.compare.results import stored_rows
 from penstock.errors import InputError
 
 MIB = 1 << 20
@@ -69,3 +71,18 @@ def test_rows_without_such_questions_are_not_chosen() -> None:
     with pytest.raises(InputError, match="run penstock compare"):
         recommend([short], "far", Limits())
     assert recommend([short], "near", Limits()).row["memory"] == "short"
+
+
+def test_the_package_brings_a_comparison_to_choose_from(tmp_path: Path) -> None:
+    """Without any comparison of the user's own: enough methods, bins far enough, a choice for every question."""
+    rows = stored_rows(tmp_path)
+    assert {row["model"] for row in rows} == {"tiny"}
+    assert len({row["memory"] for row in rows}) >= 8
+    for question in QUESTIONS:
+        assert len(recommend(rows, question, Limits()).reason) > 20
+    far = recommend(rows, "far", Limits()).row
+    window = next(row for row in rows if row["memory"] == "window")
+    assert (recall_for(far, "far") or 0.0) > (recall_for(window, "far") or 0.0) + 0.3
+    assert far["bytes"]["ram"] > 0
+    near = recommend(rows, "near", Limits(ram=0)).row
+    assert near["bytes"]["ram"] == 0
