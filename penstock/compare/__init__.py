@@ -11,8 +11,8 @@ parallel.py    several passes at once, one core each
 watching.py    memories and reducers on generated videos; shapes.py: what the tiny video-language model answers
 recommend.py   a choice from stored rows, with its reason
 plot.py        the picture
-shipped.json   a comparison to recommend from, made anew by
-               penstock compare --memory all --tokens 50000 --budget 512 --json | tail -n 1 > shipped.json
+shipped.json   a comparison to recommend from: the last line of the command in docs/benchmarks/memories.md under --json,
+               without `plot`; made anew whenever the shipped model changes
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ class Usage:
 
 
 @dataclass
-class Shape:
+class Shape(ABC):
     """One answer (or `n` of them) under one id; subclasses say where the text stands."""
 
     id: str
@@ -69,14 +70,17 @@ class Shape:
         choices = [self._choice(index, self.texts[index], self.reasons[index]) for index in sorted(self.texts)]
         return {**self._head(False), "choices": choices, "usage": self.usage.document()}
 
+    @abstractmethod
     def _head(self, is_chunk: bool) -> dict[str, Any]:
-        raise NotImplementedError
+        """What a chunk and a whole document begin with."""
 
+    @abstractmethod
     def _part(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
-        raise NotImplementedError
+        """A piece of a choice; without a reason while it goes on."""
 
+    @abstractmethod
     def _choice(self, index: int, text: str, reason: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """A choice in the whole document."""
 
 
 class Chat(Shape):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 
 from penstock.compare.recommend import QUESTIONS, Limits, recall_for, recommend
-from penstock.compare.results import stored_rows
+from penstock.compare.results import SHIPPED, stored_rows
 from penstock.errors import InputError
+from penstock.models.load import load
 
 MIB = 1 << 20
 
@@ -75,6 +77,9 @@ def test_rows_without_such_questions_are_not_chosen() -> None:
 
 def test_the_package_brings_a_comparison_to_choose_from(tmp_path: Path) -> None:
     """Without any comparison of the user's own: enough methods, bins far enough, a choice for every question."""
+    assert json.loads(SHIPPED.read_text())["fingerprint"] == load().fingerprint, (
+        "made with other weights"
+    )
     rows = stored_rows(tmp_path)
     assert {row["model"] for row in rows} == {"tiny"}
     assert len({row["memory"] for row in rows}) >= 8
