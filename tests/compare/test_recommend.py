@@ -77,9 +77,7 @@ def test_rows_without_such_questions_are_not_chosen() -> None:
 
 def test_the_package_brings_a_comparison_to_choose_from(tmp_path: Path) -> None:
     """Without any comparison of the user's own: enough methods, bins far enough, a choice for every question."""
-    assert json.loads(SHIPPED.read_text())["fingerprint"] == load().fingerprint, (
-        "made with other weights"
-    )
+    assert json.loads(SHIPPED.read_text())["fingerprint"] == load().fingerprint, "made with other weights"
     rows = stored_rows(tmp_path)
     assert {row["model"] for row in rows} == {"tiny"}
     assert len({row["memory"] for row in rows}) >= 8
