@@ -8,7 +8,9 @@ search.py      plain text search over the log
 results.py     rows, their cache on disk, stored comparisons
 comparison.py  all passes in order, resumed where they ended
 parallel.py    several passes at once, one core each
-watching.py    memories and reducers on generated videos; shapes.py: what the tiny video-language model answers
+watching.py    memories and reducers on generated videos
+tower.py       their frames, encoded once for all
+shapes.py      what the tiny video-language model answers
 recommend.py   a choice from stored rows, with its reason
 plot.py        the picture
 shipped.json   a comparison to recommend from: the last line of the command in docs/benchmarks/memories.md under --json,

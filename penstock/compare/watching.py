@@ -14,8 +14,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,8 @@ from penstock.compare.comparison import Progress, check
 from penstock.compare.results import Cache, code_version, finite
 from penstock.compare.run import Stopped
 from penstock.compare.shapes import Tally
-from penstock.core import Budget, Frame
+from penstock.compare.tower import Tower, frames
+from penstock.core import Budget
 from penstock.errors import PenstockError, UnsupportedModel, UsageError
 from penstock.meter import percentile
 from penstock.methods import Method, parse
@@ -32,7 +33,7 @@ from penstock.models.load import Model
 from penstock.models.vision import Vision
 from penstock.reducers import Chain
 from penstock.session import Session
-from penstock.watch.model_eyes import Encoded, ModelEyes
+from penstock.watch.model_eyes import ModelEyes
 from penstock.worlds.shapes.world import HORIZON, Question, Shapes
 
 KINDS = ("present", "count", "order")  # beside `past`, which has a distance
@@ -41,7 +42,6 @@ EACH = 10  # questions per stream and distance
 MOMENTS = 5  # of a stream at which questions are asked
 BLIND = "blind"
 _ANSWER = 8  # tokens
-_KEPT = 256 << 20  # bytes of encoded frames that are kept for the next pair
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Asked(NamedTuple):
 
 
 @dataclass
-class Watched:
+class Shown:
     """What one pair showed so far."""
 
     frames: int = 0
@@ -113,7 +113,7 @@ class Watching:
     def __post_init__(self) -> None:
         self.eyes = Vision(self.model, rate=Shapes(0).rate)
         probe = Session(self.model, "streaming-llm", 64, path="eager", vision=self.eyes)
-        for frame in _frames(0, 2 * self.eyes.unit):
+        for frame in frames(0, 2 * self.eyes.unit):
             before, _ = probe.tokens, probe.see(frame)
         self.per_frame = (probe.tokens - before) / self.eyes.unit
         if self.per_frame <= 0:
@@ -132,8 +132,7 @@ class Watching:
             for method in self.methods:
                 entries = check(self.model, method, budget if method.needs_budget else None)
                 self.pairs += [Pair(method, chain, entries, window, str(budget)) for chain in self.chains]
-        self._encoded: dict[int, list[Encoded]] = {}
-        self._bytes = 0
+        self._tower = Tower(self.eyes, pixels=any(chain.tokens for chain in self.chains))
 
     @property
     def stream(self) -> str:
@@ -160,7 +159,7 @@ class Watching:
                         row = self._row(pair, self._watch(number, pair, tell, stop))
                         self.cache.put(self._key(pair), row, {"model": self.model.name, "stream": self.stream})
                     except PenstockError as error:
-                        row = self._row(pair, Watched()) | {"error": str(error)}
+                        row = self._row(pair, Shown()) | {"error": str(error)}
                 (self.baselines if pair.method is None else self.rows).append(row)
             self.ended = "done"
         except Stopped:
@@ -168,8 +167,8 @@ class Watching:
 
     # -- one pair -------------------------------------------------------------------------------------------------
 
-    def _watch(self, number: int, pair: Pair, tell: Callable[[Progress], None], stop: Callable[[], bool]) -> Watched:
-        found = Watched(
+    def _watch(self, number: int, pair: Pair, tell: Callable[[Progress], None], stop: Callable[[], bool]) -> Shown:
+        found = Shown(
             past={distance: Tally() for distance in self.distances_of(pair)}, kinds={kind: Tally() for kind in KINDS}
         )
         count, total = self.frames_of(pair), self.frames_of(pair) * self.streams
@@ -201,14 +200,12 @@ class Watching:
         return found
 
     def _read(
-        self, session: Session, pair: Pair, stream: int, count: int, found: Watched, tick: Callable[[], None],
+        self, session: Session, pair: Pair, stream: int, count: int, found: Shown, tick: Callable[[], None],
         ask: Callable[[float], None],
     ) -> None:  # fmt: skip
         """Read a stream; `ask(t)` asks what is due before a frame of second t."""
         eyes, state = ModelEyes(self.eyes, session), pair.chain.start()
-        units = self._encode(_reduced(_frames(self.seed + stream, count), pair.chain)) if pair.chain.frames else (
-            self._known(stream, count)
-        )  # fmt: skip
+        units = self._tower.units(self.seed + stream, count, pair.chain)
         before = found.frames
         for encoded in units:
             ask(encoded.t)
@@ -227,37 +224,7 @@ class Watching:
             tick()
         found.frames = before + count
 
-    def _encode(self, frames: Iterator[Frame]) -> Iterator[Encoded]:
-        """Whole units of the frames, as the tower sees them."""
-        eyes, unit = ModelEyes(self.eyes, None), list[Frame]()  # type: ignore[arg-type]
-        for frame in frames:
-            unit.append(frame)
-            if len(unit) == self.eyes.unit:
-                encoded = eyes.encode(unit)
-                assert isinstance(encoded, Encoded)
-                yield encoded
-                unit = []
-
-    def _known(self, stream: int, count: int) -> Iterator[Encoded]:
-        """The encoded units of a stream; kept for the next pair as far as there is room."""
-        units = count // self.eyes.unit
-        known = self._encoded.get(stream, [])
-        if len(known) >= units:
-            yield from known[:units]
-            return
-        made = []
-        for encoded in self._encode(_frames(self.seed + stream, count)):
-            made.append(replace(encoded, image=None) if self._needs_no_pixels else encoded)
-            yield encoded
-        size = sum(each.tokens.nbytes + (0 if each.image is None else each.image.nbytes) for each in made)
-        if self._bytes + size <= _KEPT:
-            self._encoded[stream], self._bytes = made, self._bytes + size
-
-    @property
-    def _needs_no_pixels(self) -> bool:
-        return not any(chain.tokens for chain in self.chains)
-
-    def _schedule(self, stream: int, pair: Pair, found: Watched, count: int) -> list[Asked]:
+    def _schedule(self, stream: int, pair: Pair, found: Shown, count: int) -> list[Asked]:
         """What is asked of one stream, in the order of its moments, which lie in the stream's last budget."""
         world = Shapes(self.seed + stream)
         end, per_second = (count - 1) / world.rate, self.per_frame * world.rate
@@ -282,7 +249,7 @@ class Watching:
 
     # -- rows -----------------------------------------------------------------------------------------------------
 
-    def _row(self, pair: Pair, found: Watched) -> dict[str, Any]:
+    def _row(self, pair: Pair, found: Shown) -> dict[str, Any]:
         recall = [
             {"from": round(0.95 * distance), "to": round(1.05 * distance), "recall": tally.share, "n": tally.asked}
             for distance, tally in found.past.items() if tally.asked
@@ -327,22 +294,7 @@ class Watching:
         return hashlib.blake2b(json.dumps(keys, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _frames(seed: int, count: int) -> Iterator[Frame]:
-    world = Shapes(seed)
-    for _ in range(count):
-        yield next(world)
-
-
-def _reduced(frames: Iterator[Frame], chain: Chain) -> Iterator[Frame]:
-    """What frame reducers let through."""
-    state = chain.start()
-    for frame in frames:
-        state, verdict = chain.frame(state, frame)
-        if verdict.frame is not None:
-            yield verdict.frame
-
-
-def _answer(session: Session, question: Question, found: Watched) -> str:
+def _answer(session: Session, question: Question, found: Shown) -> str:
     """Without remembering that it was asked."""
     began, text = time.perf_counter(), ""
     for piece in session.reply(question.text, raw=True, remember=False, max_new=_ANSWER):

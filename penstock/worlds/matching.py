@@ -65,7 +65,8 @@ def teach(
     attention = net.layer(_LAYER).self_attn
     tokens = torch.tensor([row.ids[:-1] for row in rows])
     pairs = [asked(row) for row in rows]
-    facts, other = _inside(net, tokens), _inside(net, text)
+    with torch.no_grad():
+        facts, other = inside(net, tokens), inside(net, text)
     old_q, old_k = attention.q_proj.weight.detach().clone(), attention.k_proj.weight.detach().clone()
     query, key = attention.q_proj.weight, attention.k_proj.weight
     optimizer = torch.optim.Adam([query, key], lr=config.lr, betas=(0.9, 0.98))
@@ -85,12 +86,6 @@ def teach(
         torch.nn.utils.clip_grad_norm_([query, key], 1.0)
         optimizer.step()
         tick(step, float(loss.detach()), float(divergence.detach()))
-
-
-@torch.no_grad()
-def _inside(net: Net, tokens: Tensor) -> Tensor:
-    """`inside`, for good."""
-    return inside(net, tokens)
 
 
 def inside(net: Net, tokens: Tensor) -> Tensor:
