@@ -106,11 +106,11 @@ def _heads(inside: Tensor, weight: Tensor, dim: int) -> Tensor:
 
 
 def contrast(
-    net: Net, inside: Tensor, pairs: Sequence[Sequence[tuple[int, int]]], rng: random.Random, pairs_of: int = 1
+    net: Net, inside: Tensor, pairs: Sequence[Sequence[tuple[int, int]]], rng: random.Random, mean_of: int = 1
 ) -> Tensor:  # fmt: skip
     """Mean cross entropy, over questions and heads, of the right key among those of all rows.
 
-    With `pairs_of` 2, of the mean of two neighbouring keys among such means.
+    With `mean_of` n, of the mean of n neighbouring keys among such means.
     """
     config, attention = net.config, net.layer(_LAYER).self_attn
     dim, length = config.head_dim, inside.shape[1]
@@ -128,10 +128,10 @@ def contrast(
     scores = torch.einsum("qhd,nhtd->qhnt", query, key) / math.sqrt(dim)
     index = torch.arange(length)
     hidden = (torch.arange(len(inside)) == row[:, None])[:, None, :, None] & (index > at[:, None])[:, None, None]
-    if pairs_of > 1:
-        scores = scores[..., : length // pairs_of * pairs_of].unflatten(-1, (-1, pairs_of)).mean(-1)
-        hidden = hidden[..., pairs_of - 1 :: pairs_of][..., : scores.shape[-1]]
-        length, right = scores.shape[-1], (right // pairs_of).clamp(max=scores.shape[-1] - 1)
+    if mean_of > 1:
+        scores = scores[..., : length // mean_of * mean_of].unflatten(-1, (-1, mean_of)).mean(-1)
+        hidden = hidden[..., mean_of - 1 :: mean_of][..., : scores.shape[-1]]
+        length, right = scores.shape[-1], (right // mean_of).clamp(max=scores.shape[-1] - 1)
     scores = scores.masked_fill(hidden, float("-inf")).flatten(2)
     target = (row * length + right)[:, None].expand(-1, scores.shape[1])
     return F.cross_entropy(scores.flatten(0, 1), target.flatten())

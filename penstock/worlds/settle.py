@@ -6,8 +6,8 @@ text at first, and all weights are trained on:
 
     text, look-up   the mixture of the text stage
     look-alikes     answers among statements that share words and digits
-    contrast        in the second layer the value of the asked statement must win against the keys of all rows, as one
-                    key and as the mean of two neighbours, in every head (matching.py, here through the first layer)
+    contrast        in the second layer the value of the asked statement must win against the keys of all rows, as
+                    one key and as the mean of 2 or 4 neighbours, in every head (matching.py, here through layer one)
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from penstock.worlds.tokenizer import encode, save_tokenizer
 from penstock.worlds.views import Row, Rows
 
 _EXPORT = 50  # steps between written models
+_MEANS = (1, 2, 4)  # neighbours whose mean key must win; blocks of rekv hold four
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _backward(
     answers = (net.losses(tokens) * weights).sum()
     pairs = [asked(row) for row in alike]
     held = inside(net, tokens[:, :-1])
-    against = contrast(net, held, pairs, rng, pairs_of=1 + step % 2)
+    against = contrast(net, held, pairs, rng, mean_of=_MEANS[step % len(_MEANS)])
     (config.answers * answers + config.contrast * against).backward()
-    name = "token" if step % 2 == 0 else "pair"
+    name = f"mean of {_MEANS[step % len(_MEANS)]}"
     return report | {"answers": float(answers.detach()), name: float(against.detach())}

@@ -63,7 +63,7 @@ def test_a_training_that_is_run_again_gives_the_same_model(folder: Path, monkeyp
         )
         settle.settle(config, Console(quiet=True), lambda _, report: seen.append(set(report)))
         nets.append(load_net(folder / out)[0].state_dict())
-    assert seen == 2 * [{"text", "answers", "token"}, {"text", "answers", "pair"}]
+    assert seen == 2 * [{"text", "answers", "mean of 1"}, {"text", "answers", "mean of 2"}]
     before = load_net(folder / "matched")[0].state_dict()
     assert all(torch.equal(weight, nets[1][name]) for name, weight in nets[0].items())
     assert all(not torch.equal(weight, before[name]) for name, weight in nets[0].items() if weight.dim() == 2)
@@ -80,19 +80,20 @@ def test_only_the_heads_that_read_words_get_louder(folder: Path) -> None:
         settle.louder(Net(SMALL, torch.Generator().manual_seed(0)), 8.0)
 
 
-def test_the_mean_of_two_neighbours_is_looked_up_where_it_stands(folder: Path, rows: list[Row]) -> None:
+@pytest.mark.parametrize("n", [2, 4])
+def test_the_mean_of_neighbours_is_looked_up_where_it_stands(folder: Path, rows: list[Row], n: int) -> None:
     """Against scores by hand."""
     net = load_net(folder / "matched")[0]
     held = inside(net, torch.tensor([row.ids[:-1] for row in rows]))
     pairs = [asked(row) for row in rows]
-    got = contrast(net, held, pairs, WithoutPositions(0), pairs_of=2)
+    got = contrast(net, held, pairs, WithoutPositions(0), mean_of=n)
     attention, expected = net.layer(1).self_attn, []
     keys = torch.nn.functional.linear(held, attention.k_proj.weight).unflatten(-1, (-1, 32))
     for row, each in enumerate(pairs):
         for at, right in each:
             query = torch.nn.functional.linear(held[row, at], attention.q_proj.weight).view(-1, 32)
             scores = torch.stack([(keys[:, :, h // 3] @ query[h]) / 32**0.5 for h in range(12)])  # [12, N, T]
-            means = scores.unflatten(-1, (-1, 2)).mean(-1)
-            means[:, row, (at + 1) // 2 :] = float("-inf")
-            expected.append(-means.flatten(1).log_softmax(-1)[:, row * 80 + right // 2].mean())
+            means = scores.unflatten(-1, (-1, n)).mean(-1)
+            means[:, row, (at + 1) // n :] = float("-inf")
+            expected.append(-means.flatten(1).log_softmax(-1)[:, row * (160 // n) + right // n].mean())
     assert torch.allclose(got, torch.stack(expected).mean(), atol=1e-4)
