@@ -29,6 +29,7 @@ from bench.machine import busy_percent, quiet, record
 from bench.peers.protocol import Skip
 from bench.report import finish, say
 from bench.serving import drafts, first, goodput, live, load_public, pace
+from penstock.engine.allocator import share_arenas
 from penstock.models.load import load
 
 
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=8, help="load: users of the load generator")
     parser.add_argument("--json", type=Path, default=None)
     a = parser.parse_args()
+    share_arenas()  # as `penstock serve` does
     torch.set_num_threads(a.threads)
     model = load(None)
     figures: dict[str, Callable[[], dict[str, Any]]] = {

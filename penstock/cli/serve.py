@@ -64,10 +64,11 @@ class ServeOptions(Common):
 def serve(options: ServeOptions) -> int | None:
     """Serve many endless sessions on one model, over HTTP."""
     from penstock.engine import Engine
+    from penstock.engine.allocator import share_arenas
     from penstock.serve.access import Access, read_tokens
     from penstock.serve.app import create_app
     from penstock.serve.http import Limits
-    from penstock.serve.run import HttpServer, listen, share_arenas
+    from penstock.serve.run import HttpServer, listen
 
     share_arenas()
     out = Output(options.json)

@@ -15,7 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from penstock.engine import allocator
 from penstock.errors import MemoryStateError, OutputError, SnapshotError
+
+_TIDY = 1024  # rows kept between two returns of freed pages to the system
 
 
 @dataclass(eq=False)
@@ -44,6 +47,7 @@ class Attic:
         self._in_ram: OrderedDict[Kept, None] = OrderedDict()  # oldest first
         self._on_disk: set[Kept] = set()
         self._numbers = itertools.count()
+        self._puts = 0
 
     def put(self, tensors: dict[str, Tensor], length: int) -> Kept:
         """Keep a row."""
@@ -56,6 +60,9 @@ class Attic:
                 self.over += 1
                 break
             self._spill(next(iter(self._in_ram)), self.folder)
+        self._puts += 1
+        if self._puts % _TIDY == 0:
+            allocator.give_back()
         return kept
 
     def _spill(self, kept: Kept, folder: Path) -> None:

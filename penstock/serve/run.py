@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import signal
 import socket
 import threading
@@ -17,15 +16,7 @@ import uvicorn
 from penstock.errors import UsageError
 from penstock.serve.connections import HttpConnection, WebSocketConnection
 
-_ARENA_MAX = -8  # of glibc's mallopt
 _ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}  # a peer that is gone is missed in two minutes
-
-
-def share_arenas() -> None:
-    """Let all threads allocate from two arenas, where the C library has such: what a thread frees stays in its own, so
-    with one for each, a server grows by what its busiest moments took in every thread that it ever had."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
-        ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
 
 
 class HttpServer(uvicorn.Server):
