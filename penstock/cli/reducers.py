@@ -1,4 +1,4 @@
-"""penstock reducers: what leaves out frames and visual tokens, and what decides when to speak, with sources."""
+"""penstock reducers: what leaves out frames and tokens, and what decides when to speak and to stop, with sources."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from penstock.reducers import Reducer
 from penstock.reducers import registry as reducer_registry
 from penstock.registry import Named
 from penstock.triggers import registry as trigger_registry
+from penstock.triggers.monitor import monitors
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class ReducersOptions(Common):
 
 
 def describe(part: type[Named]) -> dict[str, Any]:
-    """A reducer or trigger as a document."""
+    """A reducer, trigger or monitor as a document."""
     facts = {"name": part.name, "title": part.title, "source": part.source, "options": part().options()}
     if issubclass(part, Reducer):
         facts |= {"stage": part.stage, "noop": str(part.noop())}
@@ -30,11 +31,12 @@ def describe(part: type[Named]) -> dict[str, Any]:
 
 
 def reducers(options: ReducersOptions) -> None:
-    """List the reducers and triggers of penstock watch, and their sources."""
+    """List the reducers, triggers and monitors of penstock watch, and their sources."""
     out = Output(options.json)
     found = {
         "reducers": [describe(part) for part in reducer_registry().values()],
         "triggers": [describe(part) for part in trigger_registry().values()],
+        "monitors": [describe(part) for part in monitors().values()],
     }
     if out.as_json:
         out.document(found)

@@ -29,6 +29,7 @@ from penstock.reducers import Chain
 from penstock.reducers import parse as parse_reducer
 from penstock.triggers import Trigger
 from penstock.triggers import parse as parse_trigger
+from penstock.triggers.monitor import Guarding, parse_monitor
 from penstock.watch import Agenda, Limits, Pipeline, Question, Requests, Watch, parse_question, request_of
 from penstock.watch.opening import Sight, open_sight
 
@@ -62,6 +63,11 @@ class WatchOptions(Common):
     trigger: str | None = option(
         None, "When to look whether there is something to say; penstock reducers lists how.  [default: silence where "
         "the model was trained to be silent, else change]", "NAME[:key=value,...]",
+    )  # fmt: skip
+    monitor: str | None = option(
+        None, "Let a monitor read along: it ends an answer or an announcement behind the word that it objects to.  The "
+        "shipped one, guard, takes whatever is not about the world of facts for a digression.",
+        "guard[:threshold=T,need=N,of=M]",
     )  # fmt: skip
     memory: str = option(
         DEFAULT_MEMORY, "A memory and its options; penstock methods lists them.", "NAME[:key=value,...]"
@@ -124,7 +130,7 @@ class WatchOptions(Common):
         for request in self.tell_me_when or ():
             if not request.strip():
                 raise UsageError("--tell-me-when cannot be empty: say what to wait for.")
-        _ = self.questions, self.reducers, self.chosen_trigger, self.rate_wanted
+        _ = self.questions, self.reducers, self.chosen_trigger, self.guarding, self.rate_wanted
 
     @property
     def where(self) -> str:
@@ -150,6 +156,10 @@ class WatchOptions(Common):
     @property
     def chosen_trigger(self) -> Trigger | None:
         return None if self.trigger is None else parse_trigger(self.trigger)
+
+    @property
+    def guarding(self) -> Guarding | None:
+        return None if self.monitor is None else parse_monitor(self.monitor)
 
     @property
     def rate_wanted(self) -> tuple[bool, float | None]:
@@ -195,7 +205,12 @@ def _run(
     sight.use(options.reducers)
     pipeline = Pipeline(source, sight.eyes, options.reducers, clock, policy=policy, native=native)
     trigger = options.chosen_trigger or sight.default_trigger
-    requests = Requests(options.requests, trigger, sight.reader)
+    guarding, monitor = options.guarding, None
+    if guarding is not None:
+        from penstock.models.guard import Guard
+
+        monitor = Guard()
+    requests = Requests(options.requests, trigger, sight.reader, monitor, guarding)
     limits = options.limits
     if pipeline.is_timed and not sight.keeps_sides_apart:  # frames between its words would confuse the model
         limits = replace(limits, apart=True)
@@ -203,7 +218,8 @@ def _run(
     with Interrupts() as interrupts, reporter_for(out) as reporter:
         watcher = Watch(
             pipeline, sight.eyes, sight.reader, requests, Agenda(options.questions), captions, limits,
-            emit=reporter.event, stopped=lambda: interrupts.flagged, note=threads.note, lingers=options.serve,
+            emit=reporter.event, stopped=lambda: interrupts.flagged, note=threads.note, monitor=monitor,
+            debounce=guarding, lingers=options.serve,
         )  # fmt: skip
         with served(watcher, sight, options.port) if options.serve else nullcontext() as page:
             closed = _through(watcher, reporter, resident, page)

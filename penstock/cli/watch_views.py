@@ -246,6 +246,8 @@ def sentence(event: Event) -> str:
     asked = f"{visible(event.question)} " if event.question is not None else ""
     mark = {"answer": "> ", "announcement": "! "}.get(event.kind, "")
     said = visible(event.text) or "(nothing)"
+    if event.facts.get("cut") == "monitor":
+        said += " (cut by the monitor)"
     return f"[{clock(event.t)}] {mark}{asked}{'-> ' if asked else ''}{said}"
 
 

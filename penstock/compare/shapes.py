@@ -19,17 +19,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from penstock.errors import InputError, PenstockError
 from penstock.models.load import Model, load
 from penstock.models.vision.tower import VLM, Vision
-from penstock.reply import begun
 from penstock.session import Session
-from penstock.triggers import Signs
-from penstock.triggers.silence import Silence
+from penstock.triggers import parse
+from penstock.watch.speaking import Requests, request_of
 from penstock.worlds.shapes.wording import TELL_ANY
 from penstock.worlds.shapes.world import Question, Shapes
 
@@ -132,36 +130,35 @@ class Announced:
 
 
 def announce(
-    model: Model, memory: str, budget: int, frames: int, seed: int = 30_000, threshold: float | None = None
+    model: Model, memory: str, budget: int, frames: int, seed: int = 30_000, trigger: str | None = None
 ) -> Announced:
-    """Ask once to be told what comes; speak where the trigger `silence` says so (its threshold: None, the model's)."""
+    """Ask once to be told what comes, as `penstock watch` does; `trigger`: when to speak (None: as the model says)."""
     eyes, world = Vision(model), Shapes(seed)
-    silence = eyes.silence
-    if silence is None:
-        raise InputError(f"{model.name} has no token of silence: choose the tiny video-language model.")
-    trigger = Silence(threshold=eyes.threshold if threshold is None else threshold)
     session = opened(model, memory, budget, eyes)
-    session.feed(TELL_ANY)
-    session.flush()
+    requests = Requests([request_of(TELL_ANY)], parse(trigger or chosen(eyes)), session)
     said: list[tuple[float, str]] = []
     for _ in range(frames):
         frame = next(world)
+        requests.stand()
         session.see(frame)
-        assert session.logits is not None
-        p = torch.softmax(session.logits.float(), -1)
-        if trigger.step((), Signs(frame.t, silence=float(p[silence]), prefers_silence=int(p.argmax()) == silence))[1]:
-            text = begun(session) + "".join(session.reply(None, max_new=24))
-            said += [(frame.t, text)] if text else []
+        said += [(frame.t, item.text) for item in requests.look(frame.t, 1.0)]
     return graded(said, world)
+
+
+def chosen(eyes: Vision) -> str:
+    """When a model that was trained to be silent speaks."""
+    if eyes.trigger is None:
+        raise InputError(f"{eyes.model.name} was not trained to be silent: choose the tiny video-language model.")
+    return eyes.trigger
 
 
 def graded(said: Sequence[tuple[float, str]], world: Shapes) -> Announced:
     """What was said at which second, against what came; the first second and the last are not counted."""
     events = [e for e in world.timeline.events(1.0, world.now - 1.0) if e.kind == "comes"]
-    open_events = {(e.t, f" {e.things[0].look}") for e in events}
+    open_events = {(e.t, str(e.things[0].look)) for e in events}
     out = Announced(len(events), minutes=world.now / 60)
     for t, text in said:
-        for part in text.split(" and"):
+        for part in text.strip().split(" and "):
             match = next((e for e in open_events if e[1] == part and 0 <= t - e[0] <= 1.0), None)
             if match is not None:
                 open_events.discard(match)
@@ -189,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--each", type=int, default=10, help="questions per stream and distance")
     parser.add_argument("--announce", action="store_true", help="measure what the model says by itself")
     parser.add_argument("--frames", type=int, default=600, help="frames of each stream with announcements")
-    parser.add_argument("--threshold", action="append", type=float, default=[], help="of silence; default: the model's")
+    parser.add_argument("--trigger", action="append", default=[], help="when to speak; default: as the model says")
     parser.add_argument("--seed", type=int, default=30_000, help="of the first stream with announcements")
     options = parser.parse_args(arguments)
     console = Console(width=110)
@@ -206,15 +203,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(model: Model, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if options.announce:
-        table = Table("silence below", "events", "said within a second", "false alarms a minute", "minutes")
-        for threshold in options.threshold or [Vision(model).threshold]:
+        table = Table("trigger", "events", "said within a second", "false alarms a minute", "minutes")
+        for trigger in options.trigger or [chosen(Vision(model))]:
             total = Announced()
             for i in range(options.streams):
                 seed = options.seed + i
-                total.add(announce(model, "streaming-llm:sinks=8", options.budget, options.frames, seed, threshold))
+                total.add(announce(model, "streaming-llm:sinks=8", options.budget, options.frames, seed, trigger))
             shares = f"{total.recall:.3f}", f"{total.false_per_minute:.2f}"
-            table.add_row(f"{threshold:g}", str(total.events), *shares, f"{total.minutes:.1f}")
-            result[f"announce {threshold:g}"] = {"recall": total.recall, "false_per_minute": total.false_per_minute}
+            table.add_row(trigger, str(total.events), *shares, f"{total.minutes:.1f}")
+            result[f"announce {trigger}"] = {"recall": total.recall, "false_per_minute": total.false_per_minute}
         console.print(table)
     if options.memory:
         distances = [float(x) for x in options.windows.split(",")]

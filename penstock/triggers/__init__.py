@@ -6,8 +6,8 @@ from functools import cache
 from typing import Any
 
 from penstock import registry as named
-from penstock.triggers.base import Sign, Signs, Trigger
-from penstock.triggers.monitor import Debounce, Monitor
+from penstock.triggers.base import Draft, Sign, Signs, Trigger
+from penstock.triggers.monitor import Debounce, Monitor, Objections
 
 
 @cache
@@ -22,4 +22,4 @@ def parse(text: str | Trigger) -> Trigger:
     return text if isinstance(text, Trigger) else named.parse("trigger", text, registry())
 
 
-__all__ = ["Debounce", "Monitor", "Sign", "Signs", "Trigger", "parse", "registry"]
+__all__ = ["Debounce", "Draft", "Monitor", "Objections", "Sign", "Signs", "Trigger", "parse", "registry"]

@@ -30,6 +30,14 @@ class Signs:
     evidence: float | None = None  # of a request: how sure the model is that it has seen what is asked for, 0 to 1
 
 
+@dataclass(frozen=True)
+class Draft:
+    """What would be said now, which nobody has heard yet."""
+
+    least: float  # probability of its least likely word, 0 to 1
+    since: float = float("inf")  # seconds since the same was last said; infinity: never
+
+
 class Trigger(Named, ABC):
     """Base of all triggers."""
 
@@ -47,6 +55,15 @@ class Trigger(Named, ABC):
     @abstractmethod
     def step(self, state: Any, signs: Signs) -> tuple[Any, bool]:
         """The next state, and whether to speak."""
+
+    @property
+    def weighs(self) -> bool:
+        """Whether it wants to see what would be said."""
+        return False
+
+    def keeps(self, draft: Draft) -> bool:
+        """Whether this is said; if not, it leaves the stream as if it had never been thought of."""
+        return True
 
     def sign(self, signs: Signs, name: Sign) -> float:
         """A sign that this trigger needs."""

@@ -21,12 +21,12 @@ class Sight:
     reader: Reader
     name: str
     budget: int | None  # entries
-    silence: float | None = None  # trained to be silent: speak where silence is less likely than this
+    trigger: str | None = None  # when to speak, of a model that was trained to be silent
     side: int | None = None  # pixels: the longer side of what the tower reads, where pictures of all sizes become one
 
     @property
     def default_trigger(self) -> Trigger:
-        return parse("change" if self.silence is None else f"silence:threshold={self.silence}")
+        return parse(self.trigger or "change")
 
     @property
     def keeps_sides_apart(self) -> bool:
@@ -64,5 +64,5 @@ def open_sight(
     vision = Vision(loaded, rate=rate)
     session = Session(loaded, memory, budget, vision=vision)
     name = "the tiny video-language model" if model is None else loaded.name
-    eyes, silence = ModelEyes(vision, session), None if vision.silence is None else vision.threshold
-    return Sight(eyes, session, name, session.budget, silence, eyes.side)
+    eyes = ModelEyes(vision, session)
+    return Sight(eyes, session, name, session.budget, vision.trigger, eyes.side)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ import torch
 
 from penstock.core import Phase
 from penstock.errors import InputError
-from penstock.reply import begun, end_tokens, turn_ids
-from penstock.triggers import Signs, Trigger
+from penstock.models.sampling import Sampling
+from penstock.reply import Feed, Turn, begun, end_tokens, turn_ids
+from penstock.triggers import Debounce, Draft, Monitor, Objections, Signs, Trigger
 from penstock.watch.eyes import Reader
 
 _NOTHING = re.compile(r"\W*(no|none|nothing|not (yet|seen|now)|not|never|unknown)\b.*", re.IGNORECASE | re.DOTALL)
 MAX_NEW = 32
+_NOTED = 64  # sentences of which is known when they were said last
 _YES_NO = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
 
 
@@ -28,6 +31,7 @@ class Said:
 
     text: str
     request: str
+    cut: bool = False  # by the monitor
 
 
 class Requests:
@@ -36,10 +40,15 @@ class Requests:
     With a trigger that reads silence (`silence`), the requests stand in the stream, and the model goes on talking
     behind a frame when it has something to say.  With any other, each request is asked when the trigger
     fires, in an aside, and told when its answer is positive and was not so, or not the same, the time before.
+    A monitor ends what is said where it objects.
     """
 
-    def __init__(self, requests: Sequence[str], trigger: Trigger, reader: Reader) -> None:
+    def __init__(
+        self, requests: Sequence[str], trigger: Trigger, reader: Reader, monitor: Monitor | None = None,
+        debounce: Debounce | None = None,
+    ) -> None:  # fmt: skip
         self.requests, self.trigger, self.reader = list(requests), trigger, reader
+        self.monitor, self.debounce = monitor, debounce
         self.in_stream = "silence" in trigger.needs
         self._states = [trigger.start() for _ in (self.requests if trigger.each else [""])]
         self._before: dict[str, str] = {}
@@ -48,6 +57,7 @@ class Requests:
         self._answered: float | None = None
         self._spoke = False
         self._repeated = ""  # what was said behind the frame before
+        self._last: OrderedDict[str, float] = OrderedDict()  # second at which each sentence was said last
         self.checks = 0
 
     def stand(self) -> None:
@@ -75,15 +85,32 @@ class Requests:
             return []
         self.checks += 1
         if self.in_stream:
-            opening = begun(self.reader)  # type: ignore[arg-type]
-            text = (opening + "".join(self.reader.reply(None, max_new=MAX_NEW))).strip()
-            repeats, self._repeated = text == self._repeated, text  # the same words frame after frame are one event
-            return [Said(text, "; ".join(self.requests))] if text and not repeats else []
+            return self._speak_up(t)
         said = [said for request in self.requests if (said := self._asked(request)) is not None]
         if said and "perplexity" in self.trigger.needs:
             self._answer = self.reader.model.tokenizer(said[-1].text, add_special_tokens=False)["input_ids"]
             self._answered, self._spoke = perplexity(self.reader, self._answer), True
         return said
+
+    def _speak_up(self, t: float) -> list[Said]:
+        """The model goes on behind the frame of second t; what the trigger does not keep leaves the stream."""
+        cut = False
+        if self.trigger.weighs or self.monitor is not None:
+            with aside(self.reader, MAX_NEW) as trial:
+                words = written(self.reader, MAX_NEW, Objections(self.monitor, self.debounce))
+                text, cut = words.text.strip(), words.cut
+                trial.stays = self.trigger.keeps(Draft(words.least, t - self._last.get(text, -math.inf)))
+        else:
+            text = (begun(self.reader) + "".join(self.reader.reply(None, max_new=MAX_NEW))).strip()  # type: ignore[arg-type]
+            trial = Trial(stays=True)
+        repeats = text == self._repeated  # the same words frame after frame are one event
+        self._repeated = text if trial.stays or repeats else ""
+        if self._repeated:
+            self._last[text] = t
+            self._last.move_to_end(text)
+            if len(self._last) > _NOTED:
+                self._last.popitem(last=False)
+        return [Said(text, "; ".join(self.requests), cut)] if text and trial.stays and not repeats else []
 
     def _look_each(self, t: float, change: float) -> list[Said]:
         """Every request by itself; what is not to be looked at costs nothing."""
@@ -95,19 +122,24 @@ class Requests:
             signs = Signs(t, change, evidence=evidence(self.reader, request))
             self._states[i], speaks = self.trigger.step(self._states[i], signs)
             if speaks:
-                text = self._answered_aside(request)
-                said += [Said(text, request)] if text else []
+                answer = self._answered_aside(request)
+                said += [answer] if answer.text else []
         return said
 
-    def _answered_aside(self, request: str) -> str:
-        question = worded(self.reader, request)
+    def _answered_aside(self, request: str) -> Said:
+        question, text, cut = worded(self.reader, request), "", False
+        objections, tokenizer = Objections(self.monitor, self.debounce), self.reader.model.tokenizer
         with aside(self.reader, len(question) + MAX_NEW):
-            return "".join(self.reader.reply(question, max_new=MAX_NEW)).strip()
+            for piece in self.reader.reply(question, max_new=MAX_NEW):
+                if not cut:
+                    text += piece
+                    cut = objections.to(text, tokenizer(piece, add_special_tokens=False)["input_ids"][-1])
+        return Said(text.strip(), request, cut)
 
     def _asked(self, request: str) -> Said | None:
-        text = self._answered_aside(request)
-        before, self._before[request] = self._before.get(request), text
-        return None if not text or _NOTHING.fullmatch(text) or text == before else Said(text, request)
+        said = self._answered_aside(request)
+        before, self._before[request] = self._before.get(request), said.text
+        return None if not said.text or _NOTHING.fullmatch(said.text) or said.text == before else said
 
     def _signs(self, t: float, change: float) -> Signs:
         silence, prefers, fits = None, True, None
@@ -138,17 +170,67 @@ def request_of(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
+@dataclass
+class Trial:
+    """What happens to what is read in an aside."""
+
+    stays: bool = False
+
+
 @contextmanager
-def aside(reader: Reader, tokens: int) -> Iterator[None]:
-    """What is read in here, at most about so many tokens, is taken back: a fork without a second memory."""
+def aside(reader: Reader, tokens: int) -> Iterator[Trial]:
+    """What is read in here, at most about so many tokens, is taken back, unless it `stays`: a fork without a second
+    memory."""
     session: Any = reader
     session.flush()
-    mark = session.mark(max_new=tokens + 64)
+    mark, trial = session.mark(max_new=tokens + 64), Trial()
     try:
-        yield
+        yield trial
+    except BaseException:
+        trial.stays = False
+        raise
     finally:
-        session.rollback(mark)
+        if not trial.stays:
+            session.rollback(mark)
         session.commit(mark)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Words that were let into the stream, with the probability of the least likely of them."""
+
+    text: str
+    least: float
+    cut: bool  # a monitor objected
+
+
+def written(reader: Reader, most: int, objections: Objections) -> Written:
+    """Let in the likeliest words, at least one token, until the model ends or somebody objects."""
+    session: Any = reader
+    scores = session.logits.float().clone()
+    scores[..., sorted(end_tokens(session))] = -math.inf  # somebody has decided that now is a moment to speak
+    least = float(torch.softmax(scores, -1).max())
+    text, cut = begun(session), False
+    if text:
+        cut = objections.to(text, session.log.slice(session.tokens - 1, session.tokens)[0])
+    turn = Turn(session, Sampling(max_new=most))
+    items: Any = turn.run()
+    while not cut:
+        scores, chosen = session.logits, len(turn.tokens)
+        item = next(items, None)
+        if len(turn.tokens) > chosen and (text or chosen):  # the first token is weighed already
+            least = min(least, float(torch.softmax(scores.float(), -1)[..., turn.tokens[-1]]))
+        if item is None:
+            break
+        if isinstance(item, Feed):
+            session.decode(item.token)
+        else:
+            text += item
+            cut = objections.to(text, turn.tokens[-1])
+    items.close()
+    for feed in turn.settle():
+        session.decode(feed.token)
+    return Written(text, least, cut)
 
 
 def perplexity(reader: Reader, ids: Sequence[int]) -> float:

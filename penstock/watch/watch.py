@@ -195,7 +195,8 @@ class Watch:
         for item in said:
             self._end_silence()
             self.counts.announcements += 1
-            self.emit(Event(self.t, "announcement", item.text, item.request))
+            facts: dict[str, object] = {"cut": "monitor"} if item.cut else {}
+            self.emit(Event(self.t, "announcement", item.text, item.request, facts))
         if not said and self.requests.requests and self._quiet_since is None:
             self._quiet_since = self.t
 

@@ -64,6 +64,22 @@ def test_people_read_what_was_said(watch: Callable[..., Any], clip: Path) -> Non
     assert "8 of 3.5 s" in ran.out
 
 
+def test_an_answer_that_the_monitor_cuts_is_an_event_and_the_session_lives_on(
+    watch: Callable[..., Any], clip: Path
+) -> None:
+    arguments = [clip, "--json", "--ask", "What?@2", "--ask", "And now?@3", "--max-new", "24"]
+    free, cut = watch(*arguments), watch(*arguments, "--monitor", "guard:threshold=0,need=2,of=2")
+    assert (cut.code, cut.err) == (0, "")
+    before, after = ([e for e in ran.documents if e.get("kind") == "answer"] for ran in (free, cut))
+    assert [e.get("cut") for e in before] == [None, None]
+    assert [e.get("cut") for e in after] == ["monitor", "monitor"]
+    assert before[0]["text"].startswith(after[0]["text"])
+    assert len(after[0]["text"]) < len(before[0]["text"])
+    assert (cut.last["frames"], cut.last["answers"], cut.last["ended"]) == (12, 2, "source")
+    people = watch(*arguments[:1], "--ask", "What?@2", "--monitor", "guard:threshold=0")
+    assert "(cut by the monitor)" in people.out
+
+
 def test_the_world_ends_by_itself(watch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(where, "_world", lambda *_: Generated(video(10**6), "the shapes world", rate=2.0))
     monkeypatch.setattr(command_watch, "WORLD_SECONDS", 20.0)
@@ -85,6 +101,9 @@ def test_the_world_ends_by_itself(watch: Callable[..., Any], monkeypatch: pytest
         (["--reduce", "stc:keep=x"], "whole number"),
         (["--trigger", "sometimes"], "unknown trigger"),
         (["--tell-me-when", " "], "cannot be empty"),
+        (["--monitor", "gard"], "unknown monitor 'gard'"),
+        (["--monitor", "guard:need=3"], "3 of the last 2 scores"),
+        (["--monitor", "guard:threshold=x"], "give a number"),
         (["--seconds", "-1"], "--seconds"),
         (["--frames", "0"], "--frames"),
         (["--memory", "nothing"], "unknown memory"),
@@ -103,6 +122,7 @@ def test_reducers_are_listed(command: Callable[..., Any]) -> None:
     listed = command("reducers", "--json").last
     assert {"timechat", "stc", "curvestream"} <= {part["name"] for part in listed["reducers"]}
     assert {"silence", "change"} <= {part["name"] for part in listed["triggers"]}
+    assert {part["name"] for part in listed["monitors"]} == {"guard"}
     assert "arXiv:2504.17343" in command("reducers").out
 
 

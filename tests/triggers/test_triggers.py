@@ -6,11 +6,12 @@ import pickle
 
 import pytest
 
-from penstock.errors import InputError, UnknownName
-from penstock.triggers import Debounce, Signs, Trigger, parse, registry
+from penstock.errors import InputError, UnknownName, UsageError
+from penstock.triggers import Debounce, Draft, Objections, Signs, Trigger, parse, registry
 from penstock.triggers.change import Change
 from penstock.triggers.clips import Clips
 from penstock.triggers.evidence import Evidence, offset
+from penstock.triggers.monitor import parse_monitor
 from penstock.triggers.perplexity import Perplexity
 from penstock.triggers.silence import Silence
 
@@ -50,6 +51,21 @@ def test_silence_needs_the_threshold_and_the_first_place() -> None:
     assert [Silence(0.0).step((), s)[1] for s in (quiet, loud)] == [False, True]  # the likeliest token
     assert [Silence(2.0).step((), s)[1] for s in (quiet, loud)] == [True, True]
     assert Silence().step((), quiet)[1]
+
+
+def test_silence_keeps_sure_words_that_were_not_said_just_now() -> None:
+    assert not Silence().weighs
+    assert all(Silence().keeps(Draft(least, since)) for least in (0.0, 1.0) for since in (0.5, float("inf")))
+    rule = Silence(sure=0.5, again=3.0)
+    assert rule.weighs
+    assert [rule.keeps(Draft(least)) for least in (0.49, 0.5, 1.0)] == [False, True, True]
+    assert [rule.keeps(Draft(0.9, since)) for since in (0.5, 3.0, 3.5)] == [False, False, True]
+
+
+@pytest.mark.parametrize("name", registry())
+def test_a_trigger_that_does_not_weigh_keeps_everything(name: str) -> None:
+    trigger = registry()[name]()
+    assert trigger.weighs or all(trigger.keeps(Draft(least, since)) for least in (0.0, 1.0) for since in (0.0, 9.0))
 
 
 def test_perplexity_is_compared_with_the_answer_as_it_was_given() -> None:
@@ -120,3 +136,33 @@ def test_debounce_lets_one_odd_token_pass() -> None:
         state, stop = rule.step(state, score)
         stops.append(stop)
     assert stops == [False, False, False, False, False, True, True]
+
+
+class Scores:
+    """A monitor with given scores."""
+
+    def __init__(self, *scores: float | None) -> None:
+        self.scores = scores
+
+    def start(self) -> None:
+        self.left = list(self.scores)
+
+    def score(self, text: str, token: int) -> float | None:
+        return self.left.pop(0)
+
+
+def test_an_answer_is_objected_to_from_its_own_beginning_and_half_words_change_nothing() -> None:
+    monitor = Scores(0.9, None, 0.9)
+    for _ in range(2):  # the second answer does not inherit the first one's scores
+        objections = Objections(monitor, Debounce(0.5, 2, 2))
+        assert [objections.to("text", 1) for _ in range(3)] == [False, False, True]
+    assert not Objections(None).to("text", 1)
+
+
+def test_a_monitor_is_read_from_its_name_and_options() -> None:
+    rule = parse_monitor("guard:threshold=0.9,need=3,of=4")
+    assert (rule.threshold, rule.need, rule.of, str(rule)) == (0.9, 3, 4, "guard:threshold=0.9,need=3,of=4")
+    assert parse_monitor("guard").need == Debounce().need
+    for text, says in (("gard", "guard"), ("guard:need=3", "3 of the last 2"), ("guard:threshold=2", "0 to 1")):
+        with pytest.raises(UsageError, match=says):
+            parse_monitor(text)

@@ -33,7 +33,9 @@ def watcher(frames: Any, asks: Sequence[str] = (), **given: Any) -> tuple[Watch,
     pipeline = Pipeline(
         source, seen.eyes, chain, clock, policy=given.pop("policy", "wait"), native=given.pop("native", False)
     )
-    requests = Requests(given.pop("requests", ()), trigger(given.pop("trigger", "change")), seen.reader)
+    requests = Requests(
+        given.pop("requests", ()), trigger(given.pop("trigger", "change")), seen.reader, given.get("monitor")
+    )
     events: list[Event] = []
     agenda = Agenda([parse_question(text, i) for i, text in enumerate(asks)])
     return Watch(pipeline, seen.eyes, seen.reader, requests, agenda, emit=events.append, **given), events

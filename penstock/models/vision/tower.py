@@ -47,7 +47,7 @@ class Vision:
         self.size = size
         self.unit, self.axes = self.family.unit, axes_of(hf)
         self.silence: int | None = stream.get("silence")
-        self.threshold = float(stream.get("threshold", 0.0))  # of the probability of silence, below which to speak
+        self.trigger: str | None = stream.get("trigger")  # when to speak, of a model that was trained to be silent
 
     @property
     def interval(self) -> float:

@@ -15,7 +15,7 @@ from penstock.errors import OutputError
 from penstock.worlds.shapes.net import MEAN, SIDE, STD, ShapesNet
 from penstock.worlds.shapes.tokens import BOS_ID, EOS_ID, save_tokenizer
 
-THRESHOLD = 0.0  # speak where silence is less likely, or not the likeliest; chosen on streams of their own
+TRIGGER = "silence:threshold=0.75,sure=0.55,again=3"  # when to speak; chosen on streams of their own
 
 
 @dataclass
@@ -41,7 +41,7 @@ def export(folder: Path, net: ShapesNet, tokenizer: Tokenizer) -> None:
         "processor_class": "InternVLProcessor",
     }  # fmt: skip
     # How frames of a stream stand between tokens (penstock.models.vision): text before and behind each.
-    stream = {"before": "", "behind": "<|frame|>", "rate": 2.0, "silence": EOS_ID, "threshold": THRESHOLD}
+    stream = {"before": "", "behind": "<|frame|>", "rate": 2.0, "silence": EOS_ID, "trigger": TRIGGER}
     config = net.hf_config.to_dict() | {"penstock_stream": stream}
     tensors = {key: value.detach().to(torch.bfloat16).contiguous() for key, value in net.exported().items()}
     try:
