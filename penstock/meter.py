@@ -1,4 +1,5 @@
-"""What a session measures of itself, in bounded space: loss and latency against position, counters, memory.
+"""What a session measures of itself, in space that is taken at once and never grows: loss and latency against
+position, counters, memory.
 
 Positions fall into bins of equal width; when there are too many bins, neighbours join and the width doubles, so a
 stream of any length is described by at most `BINS` points.
@@ -20,24 +21,18 @@ class Bins:
     """Sums by position, each bin `width` positions wide."""
 
     width: int = 256
-    count: list[int] = field(default_factory=list)
-    total: list[float] = field(default_factory=list)
+    count: array[int] = field(default_factory=lambda: array("q", bytes(8 * BINS)))
+    total: array[float] = field(default_factory=lambda: array("d", bytes(8 * BINS)))
 
     def add(self, position: int, value: float, count: int = 1) -> None:
         """Add `count` values with the sum `value` at a position."""
         while position // self.width >= BINS:
-            if len(self.count) % 2:
-                self.count.append(0)
-                self.total.append(0.0)
-            self.count = [a + b for a, b in zip(self.count[::2], self.count[1::2])]
-            self.total = [a + b for a, b in zip(self.total[::2], self.total[1::2])]
+            for sums in (self.count, self.total):
+                for i in range(BINS):  # in place: the second half becomes empty
+                    sums[i] = sums[2 * i] + sums[2 * i + 1] if 2 * i < BINS else 0
             self.width *= 2
-        index = position // self.width
-        missing = index + 1 - len(self.count)
-        self.count += [0] * missing
-        self.total += [0.0] * missing
-        self.count[index] += count
-        self.total[index] += value
+        self.count[position // self.width] += count
+        self.total[position // self.width] += value
 
     def means(self) -> list[tuple[int, int, float]]:
         """(from, to, mean) of every bin that has values."""
@@ -68,8 +63,8 @@ class Meter:
     step_ms: Bins = field(default_factory=Bins)
     peak_bytes: int = 0
     recent_nll: float | None = None  # mean of the last step that had predictions
-    _times: array[float] = field(default_factory=lambda: array("f"))
-    _next: int = 0
+    _times: array[float] = field(default_factory=lambda: array("f", bytes(4 * RESERVOIR)))  # a ring
+    _steps: int = 0
 
     def step(self, position: int, tokens: int, seconds: float, nbytes: int) -> None:
         """One step that began at `position` and took `seconds`."""
@@ -77,11 +72,8 @@ class Meter:
         self.seconds += seconds
         self.peak_bytes = max(self.peak_bytes, nbytes)
         self.step_ms.add(position, seconds * 1e3)
-        if len(self._times) < RESERVOIR:
-            self._times.append(seconds)
-        else:
-            self._times[self._next] = seconds
-            self._next = (self._next + 1) % RESERVOIR
+        self._times[self._steps % RESERVOIR] = seconds
+        self._steps += 1
 
     def losses(self, position: int, values: Sequence[float]) -> None:
         """Losses of the tokens at `position`, `position + 1`, ..."""
@@ -107,4 +99,5 @@ class Meter:
 
     def step_percentiles(self) -> dict[str, float]:
         """p50, p95 and p99 of the newest steps in milliseconds."""
-        return {f"p{q}": percentile(self._times, q / 100) * 1e3 for q in (50, 95, 99)}
+        times = self._times[: self._steps]
+        return {f"p{q}": percentile(times, q / 100) * 1e3 for q in (50, 95, 99)}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -26,10 +25,12 @@ class Text:
             self._ids += model.tokenizer(text)["input_ids"]
             if len(self._ids) >= most:
                 break
-        self._at: Iterator[int] = cycle(self._ids)
+        self._at = 0
 
     def take(self, count: int) -> list[int]:
-        return list(islice(self._at, count))
+        first = self._at
+        self._at = (first + count) % len(self._ids)
+        return [self._ids[i % len(self._ids)] for i in range(first, first + count)]
 
 
 def leave_out_the_model(engine: Engine) -> None:
