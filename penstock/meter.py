@@ -27,9 +27,10 @@ class Bins:
     def add(self, position: int, value: float, count: int = 1) -> None:
         """Add `count` values with the sum `value` at a position."""
         while position // self.width >= BINS:
-            for sums in (self.count, self.total):
-                for i in range(BINS):  # in place: the second half becomes empty
-                    sums[i] = sums[2 * i] + sums[2 * i + 1] if 2 * i < BINS else 0
+            for i in range(BINS):  # in place: the second half becomes empty
+                is_half = 2 * i < BINS
+                self.count[i] = self.count[2 * i] + self.count[2 * i + 1] if is_half else 0
+                self.total[i] = self.total[2 * i] + self.total[2 * i + 1] if is_half else 0.0
             self.width *= 2
         self.count[position // self.width] += count
         self.total[position // self.width] += value
