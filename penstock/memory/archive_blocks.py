@@ -129,7 +129,7 @@ class Archived:
         place, sizes = self.layout.place, self.sizes
         pool = place.pool()
         run = run or sizes.run(pool.ram // pool.expected, self.layout.block)
-        heads, points, width = self.selector.points(torch.empty(1, *self.summary.base.buffer.data.shape[1:])).shape[1:]
+        heads, points, width = self.selector.points(self.summary.none(1).base.buffer.data.transpose(0, 1)).shape[1:]
         centres = heads * min(number(run * points), CENTRES) * width * 4
         root = pool.open(
             (self.layout.nbytes,), torch.uint8, f"{place.label}/{next(_SERIAL)}",
@@ -137,10 +137,8 @@ class Archived:
         )  # fmt: skip
         line: BlockStore = root.fork(0)  # a fork is closed when nobody refers to it any more
         root.close()
-        return replace(
-            self, store=line, run=run, summary=Rows.empty(tuple(self.summary.base.buffer.data.shape[1:]), room=run),
-            codes=Rows.empty((heads, points), torch.int16),
-        )  # fmt: skip
+        codes = Rows.empty((heads, points), torch.int16)
+        return replace(self, store=line, run=run, summary=self.summary.none(run), codes=codes)
 
     def _summed(self, new: Tensor) -> Archived:
         """With summaries of new blocks, as many as the open run has room for; it is closed when it is full."""
@@ -158,11 +156,7 @@ class Archived:
         assert self.store is not None
         most = max(self.run, self.store.capacity // self._each // _JOIN)
         index = index.with_run(self.base, torch.cat(codes.parts), most)
-        none = tuple(summary.base.buffer.data.shape[1:]), tuple(codes.base.buffer.data.shape[1:])
-        return replace(
-            out, index=index, summary=Rows.empty(none[0], room=self.run),
-            codes=Rows.empty(none[1], torch.int16, room=self.run),
-        )  # fmt: skip
+        return replace(out, index=index, summary=summary.none(self.run), codes=codes.none(self.run))
 
     def _counted(self) -> Archived:
         """Counted by the pool as main memory."""
@@ -198,9 +192,11 @@ class Archived:
         if first < self.base:
             some = self.index.search(asked, first, most)
             rows, there = self._rows(some)
-            if there.any():
-                ids.append(some[there])
-                scores.append(self.selector.score(self._summaries(rows[there]), asked))
+            if not there.all():
+                some, rows = some[there], rows[there]
+            if len(some):
+                ids.append(some)
+                scores.append(self.selector.score(self._summaries(rows), asked))
         if near < self.count:
             ids.append(torch.arange(near, self.count))
             scores += [self.selector.score(piece, asked) for piece in self.summary.pieces(near - self.base)]
@@ -216,7 +212,8 @@ class Archived:
 
     def _summaries(self, rows: Tensor) -> Tensor:
         """[n, H, r, D'] of rows [n, each, nbytes]."""
-        keys = self.layout.column(rows, "key").flatten(1, 2).float()  # [n, H, B, D]
+        keys = self.layout.column(rows, "key").flatten(1, 2)  # [n, H, B, D]
+        keys = keys.transpose(0, 1).contiguous().float().transpose(0, 1)  # head by head, as they are multiplied
         chosen = self.layout.column(rows, "chosen").flatten(1, 2).bool() if self.layout.marked else None
         table = None if self.table is None else self.table.cpu()
         return self.selector.summary(keys, chosen, table)
@@ -280,7 +277,7 @@ class Archived:
             out["table"] = self.table
         if self.store is None:
             return out
-        out |= {"summary": torch.cat(self.summary.parts), "codes": torch.cat(self.codes.parts), **self.index.save()}
+        out |= {**_rows(summary=self.summary, codes=self.codes), **self.index.save()}
         ids = torch.arange(self.oldest * self._each, self.count * self._each)
         if len(ids):
             out["blocks"], out["present"] = self.store.fetch(ids)
@@ -310,6 +307,11 @@ class Archived:
             raise CompositionError(
                 f"the saved archive does not fit this memory ({error}): use the same model, method and budget."
             ) from None
+
+
+def _rows(**rows: Rows) -> dict[str, Tensor]:
+    """[n, H, ...] each."""
+    return {name: torch.cat(each.parts).contiguous() for name, each in rows.items()}
 
 
 def _head(entries: Entries, head: int) -> Entries:

@@ -19,7 +19,9 @@ _PIECE = 256  # rows that are scored at once
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows on the host that only grow: a common base, and what was added after parting from others who share it."""
+    """Rows [H, ...] on the host that only grow: a common base, and what was added after parting from others who share
+    it.  They lie head by head, as they are multiplied; all that is given and taken here is [n, H, ...].
+    """
 
     base: Vector
     own: Vector
@@ -27,12 +29,19 @@ class Rows:
     @staticmethod
     def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, room: int = 0) -> Rows:
         """Nothing yet; with `room`, so many rows fit without a second buffer."""
-        return Rows(Vector.empty(shape, dtype, room=room), Vector.empty(shape, dtype))
+        return Rows(Vector.empty(shape, dtype, axis=1, room=room), Vector.empty(shape, dtype, axis=1))
+
+    def none(self, room: int = 0) -> Rows:
+        """No rows of the same shape."""
+        data = self.base.buffer.data
+        return Rows.empty((data.shape[0], *data.shape[2:]), data.dtype, room)
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
         """All rows, in one or two pieces."""
-        return tuple(v.data for v in (self.base, self.own) if len(v)) or (self.base.data,)
+        return tuple(v.data.transpose(0, 1) for v in (self.base, self.own) if len(v)) or (
+            self.base.data.transpose(0, 1),
+        )
 
     def pieces(self, first: int) -> Iterator[Tensor]:
         """The rows from `first` on, cut where their count says, not where the parts end.
@@ -42,8 +51,9 @@ class Rows:
         """
         for start in range(first, len(self), _PIECE):
             stop, cut = min(start + _PIECE, len(self)), len(self.base)
-            parts = (self.base.data[start:stop], self.own.data[max(0, start - cut) : max(0, stop - cut)])
-            yield parts[0] if stop <= cut else parts[1] if start >= cut else torch.cat(parts)
+            parts = (self.base.data[:, start:stop], self.own.data[:, max(0, start - cut) : max(0, stop - cut)])
+            each = parts[0] if stop <= cut else parts[1] if start >= cut else torch.cat(parts, 1)
+            yield each.transpose(0, 1)
 
     def __len__(self) -> int:
         return len(self.base) + len(self.own)
@@ -51,16 +61,15 @@ class Rows:
     def append(self, more: Tensor) -> Rows:
         """With `more` behind."""
         if not len(self.own) and self.base.buffer.used == len(self.base):
-            return Rows(self.base.append(more), self.own)
+            return Rows(self.base.append(more.transpose(0, 1)), self.own)
         if len(self.own) <= max(_OWN, len(self.base) // 4):
-            return Rows(self.base, self.own.append(more))
+            return Rows(self.base, self.own.append(more.transpose(0, 1)))
         return self.from_row(0).append(more)
 
     def from_row(self, first: int) -> Rows:
         """The rows from `first` on, in a buffer of their own."""
-        data = self.base.buffer.data
-        none = Rows.empty(tuple(data.shape[1:]), data.dtype, room=len(data))
-        return Rows(none.base.append(torch.cat(self.parts)[first:]), none.own)
+        none = self.none(room=self.base.buffer.data.shape[1])
+        return Rows(none.base.append(torch.cat(self.parts)[first:].transpose(0, 1)), none.own)
 
     @property
     def buffers(self) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ grows, and those of blocks that were dropped are let go.  What a search costs de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -32,6 +32,7 @@ _NEAR = 2  # lists that a query looks into, per head of it
 _LISTS = 64  # and all queries of a step together
 _JOINED = 4  # runs of one size that become one
 _OFFSETS = 1 << 16  # blocks that a run can number
+_TILE = 256  # vectors that are compared with all centres at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +60,11 @@ class Run:
     def __len__(self) -> int:
         return self.last - self.first
 
-    def worth(self, lists: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float64]:
-        """[blocks] what the lists that a block stands in are worth together."""
-        starts = self.starts[lists]
-        sizes = self.starts[lists + 1] - starts
-        before = np.cumsum(sizes) - sizes
-        where = np.repeat(starts - before, sizes) + np.arange(sizes.sum())
-        worth: NDArray[np.float64] = np.bincount(self.blocks[where], np.repeat(weights, sizes), len(self)).astype(
-            np.float64, copy=False
-        )
-        return worth
+    def listed(self, lists: NDArray[np.int64]) -> tuple[list[NDArray[np.uint16]], NDArray[np.int32]]:
+        """What stands in some lists, each a view, and how much that is."""
+        starts, stops = self.starts[lists], self.starts[lists + 1]
+        blocks = self.blocks
+        return [blocks[start:stop] for start, stop in zip(starts.tolist(), stops.tolist())], stops - starts
 
     def entries(self, first: int) -> NDArray[np.uint32]:
         """As `of` takes them, counted from another first block."""
@@ -83,6 +79,7 @@ class BlockIndex:
     centres: Buffer | None = None
     runs: tuple[Run, ...] = ()
     sizes: Tensor | None = None  # [H, K] float32: blocks in each list
+    logs: Tensor | None = None  # [H, 1, K]: their logarithms, -inf where there is nothing
 
     @staticmethod
     def trained(points: Tensor) -> BlockIndex:
@@ -143,7 +140,8 @@ class BlockIndex:
         sizes = torch.zeros(self.book.shape[0] * self.book.shape[1])
         for run in runs:
             sizes += torch.from_numpy(np.diff(run.starts))
-        return replace(self, runs=runs, sizes=sizes.view(self.book.shape[:2]))
+        sizes = sizes.view(self.book.shape[:2])
+        return replace(self, runs=runs, sizes=sizes, logs=sizes.log()[:, None])
 
     def search(self, query: Tensor, oldest: int, most: int) -> Tensor:
         """[m] int64, sorted: up to `most` blocks, none older than `oldest`, for scaled queries [H, g, C, D'].
@@ -156,13 +154,12 @@ class BlockIndex:
         begin, end = max(oldest, runs[0].first), runs[-1].last
         if end - begin <= most:
             return torch.arange(begin, end)
-        lists, weights = self._lists(query)
-        found = np.concatenate([run.worth(lists, weights) for run in runs])
+        found = _worth(runs, *self._lists(query))
         last = found[-most:]
         last[last == 0] = 1e-30
         if oldest > runs[0].first:
             found[: oldest - runs[0].first] = 0
-        some = np.flatnonzero(found)
+        some = np.flatnonzero(found > 0)
         if len(some) > most:
             some = np.sort(some[np.argpartition(found[some], -most)[-most:]])
         return torch.from_numpy(some) + runs[0].first
@@ -170,11 +167,11 @@ class BlockIndex:
     def _lists(self, query: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The lists to look into, and how much a block in each is worth: the largest share that some query gives it."""
         assert self.sizes is not None
+        assert self.logs is not None
         scores = query.flatten(1, 2) @ self.book.mT  # [H, n, K]
-        filled = self.sizes.log()[:, None]  # -inf where there is nothing
-        shares = (scores - torch.logsumexp(scores + filled, -1, keepdim=True)).exp()
-        shares = torch.where(torch.isinf(filled), torch.zeros(()), shares)
-        value, where = shares.topk(min(_NEAR, shares.shape[-1]), dim=-1)
+        total = torch.logsumexp(scores + self.logs, -1, keepdim=True)
+        value, where = scores.masked_fill_(self.logs.isinf(), -torch.inf).topk(min(_NEAR, scores.shape[-1]), dim=-1)
+        value = (value - total).exp()
         worth = torch.zeros(self.sizes.shape).scatter_reduce_(1, where.flatten(1), value.flatten(1), "amax").flatten()
         best = worth.topk(min(_LISTS, len(worth)))
         kept = best.values > 0
@@ -228,9 +225,25 @@ def _farthest(rows: Tensor, centres: Tensor, count: int) -> Tensor:
 
 
 def _nearest(rows: Tensor, centres: Tensor) -> Tensor:
-    """[H, n] int64: by distance."""
-    out = []
-    for row, centre in zip(rows, centres):
-        half = centre.square().sum(-1) / 2
-        out.append(torch.cat([(some @ centre.T - half).argmax(-1) for some in row.split(4096)]))
-    return torch.stack(out)
+    """[H, n] int64: by distance, a few rows at a time, so that their products stay in the cache."""
+    heads, every, number = *rows.shape[:2], centres.shape[1]
+    out = np.empty((heads, every), dtype=np.int64)
+    products = torch.empty(min(_TILE, every), number)
+    for row, centre, nearest in zip(rows, centres, out):
+        half, turned = centre.square().sum(-1) / -2, centre.T.contiguous()
+        for start in range(0, every, _TILE):
+            some = row[start : start + _TILE]
+            each = torch.addmm(half, some, turned, out=products[: len(some)])
+            each.numpy().argmax(-1, out=nearest[start : start + _TILE])  # torch takes three times as long
+    return torch.from_numpy(out)
+
+
+def _worth(
+    runs: Sequence[Run], lists: NDArray[np.int64], weights: NDArray[np.float32]
+) -> NDArray[np.float64]:  # fmt: skip
+    """[blocks] of consecutive runs: what the lists that a block stands in are worth together."""
+    pieces, sizes = zip(*(run.listed(lists) for run in runs))
+    firsts = np.repeat([run.first - runs[0].first for run in runs], [size.sum() for size in sizes])
+    blocks = np.concatenate([piece for some in pieces for piece in some]) + firsts
+    each = np.tile(weights, len(runs)).repeat(np.concatenate(sizes))
+    return np.bincount(blocks, each, runs[-1].last - runs[0].first).astype(np.float64, copy=False)

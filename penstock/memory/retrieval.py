@@ -61,10 +61,8 @@ class Selector(ABC):
 
     def score(self, summary: Tensor, query: Tensor) -> Tensor:
         """[H, g, C, n] float32 of projected queries [H, g, C, D'] with summaries [n, H, r, D']: a block's best."""
-        count, _, rows, _ = summary.shape
-        keys = summary.transpose(0, 1).flatten(1, 2)  # [H, n * r, D']
-        products = query.flatten(1, 2) @ keys.mT
-        return products.view(*query.shape[:3], count, rows).amax(-1)
+        keys = summary.transpose(0, 1).flatten(1, 2)  # [H, n * r, D'], a view of what lies head by head
+        return _best(query.flatten(1, 2) @ keys.mT, summary.shape[2]).unflatten(1, query.shape[1:3])
 
 
 def bound(boxes: Tensor, query: Tensor) -> Tensor:
@@ -139,9 +137,9 @@ class Bounds(Selector):
     def score(self, summary: Tensor, query: Tensor) -> Tensor:
         if summary.device.type in SCORERS:
             return SCORERS[summary.device.type](summary, query)
-        boxes = summary.unflatten(2, (-1, 2)).transpose(1, 2).flatten(0, 1)  # [n * pieces, H, 2, D]
-        each = bound(boxes.transpose(1, 2), query)  # [H, g, C, n * pieces]
-        return each.unflatten(-1, (len(summary), -1)).amax(-1)
+        boxes = summary.transpose(0, 1).unflatten(2, (-1, 2)).flatten(1, 2)  # [H, n * pieces, 2, D]
+        each = bound(boxes.permute(1, 2, 0, 3), query)  # [H, g, C, n * pieces]
+        return _best(each.flatten(1, 2), summary.shape[2] // 2).unflatten(1, query.shape[1:3])
 
 
 @dataclass(frozen=True)
@@ -174,6 +172,11 @@ class Channels(Selector):
     def summary(self, key: Tensor, chosen: Tensor | None, table: Tensor | None) -> Tensor:
         assert table is not None
         return key.gather(-1, table[None, :, None].expand(len(key), -1, key.shape[2], -1))
+
+
+def _best(products: Tensor, rows: int) -> Tensor:
+    """[H, m, n] of [H, m, n * rows]: the greatest of each `rows` neighbours."""
+    return products if rows == 1 else torch.nn.functional.max_pool1d(products, rows)
 
 
 def shares(scores: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from penstock.memory.archive import Archive
 from penstock.memory.archive_blocks import Archived
 from penstock.memory.archive_layout import Rows
 from penstock.memory.retrieval import Bounds, Channels, Mean, Representatives, Selector
-from penstock.memory.tiers import Tiers
+from penstock.memory.tiers import BlockStore, Tiers
 
 from .stack import Stack, difference, tokens
 
@@ -375,6 +375,45 @@ def test_rows_of_a_fork_share_the_past() -> None:
     assert torch.cat(other.parts)[:, 0].tolist() == [*range(200), -2, *range(1000, 1300)]
     assert torch.cat(one.from_row(150).parts)[:, 0].tolist() == [*range(150, 200), -1]
     assert len(first) == 200
+
+
+def test_rows_are_scored_where_they_lie() -> None:
+    """They were copied, to be brought into the order of heads, for every choice: half of what a choice cost."""
+    rows = Rows.empty((2, 3, 4), room=600).append(torch.randn(600, 2, 3, 4))
+    pieces = list(rows.pieces(100))
+    assert torch.equal(torch.cat(pieces), torch.cat(rows.parts)[100:])
+    start, size = rows.base.buffer.data.data_ptr(), rows.base.buffer.data.nbytes
+    for piece in pieces:
+        assert start <= piece.transpose(0, 1).flatten(1, 2).data_ptr() < start + size
+
+
+def test_what_a_choice_looks_at_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times the stream: as many blocks are fetched and scored for a choice."""
+    stack, slots = Stack(windows=(None,)), 3
+    memory = stack.memory(
+        cascade(Archive(4, slots, Representatives(4), Tiers(1_000_000, 16 << 20, str(tmp_path / "b"))))
+    )
+    fetched: list[int] = []
+    scored: list[int] = []
+    fetch, score = BlockStore.fetch, Representatives.score
+    monkeypatch.setattr(BlockStore, "fetch", lambda self, ids: (fetched.append(len(ids)), fetch(self, ids))[1])
+    monkeypatch.setattr(
+        Representatives, "score", lambda self, rows, query: (scored.append(len(rows)), score(self, rows, query))[1]
+    )
+    seen: list[tuple[int, int]] = []
+    for length in (600, 2200):
+        while len(archived(memory)) < length:
+            stack.feed(memory, tokens(128, seed=memory.length()), 64)
+        blocks = archived(memory)
+        assert blocks.base - blocks.oldest > 4 * slots, "there is more in the index than is looked at"
+        fetched.clear()
+        scored.clear()
+        blocks.choose(torch.randn(2, 2, 1, 8, generator=torch.Generator().manual_seed(0)), slots)
+        assert sum(fetched) <= 4 * slots
+        assert sum(scored) <= 4 * slots + blocks.run
+        seen.append((sum(fetched), blocks.live))
+    assert seen[1][1] > 3 * seen[0][1]
+    assert seen[1][0] == seen[0][0]
 
 
 def test_what_is_refused() -> None:

@@ -43,6 +43,34 @@ def test_joined_runs_list_the_same_blocks() -> None:
         assert torch.equal(apart.search(query, 40, 20), joined.search(query, 40, 20))
 
 
+def by_hand(points: Tensor, index: BlockIndex, query: Tensor, oldest: int, most: int) -> set[int]:
+    """The search as its module tells it, block by block."""
+    sizes, book = index.sizes, index.book
+    assert sizes is not None
+    best: dict[tuple[int, int], float] = {}  # what a list is worth
+    for h in range(H):
+        for q in query[h].flatten(0, 1):
+            weights = (book[h] @ q).exp() * (sizes[h] > 0)
+            share = weights / (weights * sizes[h]).sum()
+            for code in share.topk(2).indices.tolist():
+                best[h, code] = max(best.get((h, code), 0.0), float(share[code]))
+    codes = index.codes(points)
+    worth = {}
+    for block in range(oldest, len(points)):
+        lists = {(h, code) for h in range(H) for code in codes[block, h].tolist()}
+        worth[block] = sum(best.get(each, 0.0) for each in lists)
+    newest = {block: worth[block] or 1e-30 for block in range(len(points) - most, len(points))}
+    return set(sorted(worth | newest, key=lambda block: (worth | newest)[block])[-most:])
+
+
+def test_the_search_is_what_it_says() -> None:
+    points = random(9 * RUN, H, P, D, seed=4)
+    index = built(points, 4 * RUN)
+    for seed in range(4):
+        query = random(H, G, 1, D, seed=10 + seed)
+        assert set(index.search(query, 7, 12).tolist()) == by_hand(points, index, query, 7, 12)
+
+
 def test_the_search_finds_what_stands_out() -> None:
     """Keys are those of a few words; the blocks with the word that a query asks for are among the few it looks at."""
     words, query = random(6, D, seed=2) * 2, random(H, G, 1, D, seed=1)
