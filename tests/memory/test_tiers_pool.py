@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from penstock.errors import BudgetError, CompositionError, MemoryStateError, SnapshotError
 from penstock.memory.tiers import Pool
+from penstock.memory.vector import Buffer
 
 from .tiers import BLOCK, SHAPE, SLOT, Watched, numbered, present
 
@@ -178,6 +179,24 @@ def test_many_forks_cost_no_memory() -> None:
     assert before > 0
     assert present(store) == list(range(40))
     assert watched.events == []
+
+
+def test_tables_are_counted_once_and_as_long_as_somebody_has_them() -> None:
+    watched = Watched(50)
+    watched.pool.open((8,), torch.uint8, "counted", beside=1)
+    before = watched.pool.table_bytes
+    first, second = Buffer(torch.zeros(10)), Buffer(torch.zeros(100))
+    for _ in range(3):
+        watched.pool.count_in(first, second)
+    assert watched.pool.table_bytes == before + 440
+    del second
+    assert watched.pool.table_bytes == before + 40
+    for size in range(1, 50):  # an identity is used again
+        other = Buffer(torch.zeros(size))
+        watched.pool.count_in(other)
+        assert watched.pool.table_bytes == before + 40 + 4 * size
+        del other
+    assert watched.pool.table_bytes == before + 40
 
 
 def test_an_abandoned_fork_is_collected() -> None:

@@ -15,6 +15,7 @@ what remains of a store is, but for damage, a suffix of its ids.
 What `append` promises when it returns: the blocks can be fetched.  They are in RAM, and a killed process loses them;
 what has been moved to the disk was written, synced and indexed before its RAM copy was released, and survives.  With
 `durable=True` each block is on the disk before `append` returns.  `Pool.recover` brings back what was on the disk.
+Forks end with the process: their blocks are written without waiting for the disk, and not indexed.
 
 This room knows nothing of keys, values or models.
 """

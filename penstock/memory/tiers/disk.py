@@ -91,10 +91,12 @@ class Files:
 
     # -- bytes --------------------------------------------------------------------------------------------------
 
-    def write(self, blocks: Sequence[tuple[int, bytes, Row]]) -> None:
+    def write(self, blocks: Sequence[tuple[int, bytes, Row]], *, sync: bool = True) -> None:
         """Write (slot, header, content) each and sync the files; raises OSError."""
         for slot, header, content in blocks:
             write_at(self._files[slot // _ROWS], [header, content.data], slot % _ROWS * self.slot_bytes)
+        if not sync:
+            return
         for number in dict.fromkeys(slot // _ROWS for slot, _, _ in blocks):
             os.fsync(self._files[number])
 

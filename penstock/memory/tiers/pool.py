@@ -10,7 +10,6 @@ from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 
@@ -24,6 +23,7 @@ from penstock.memory.tiers.shelf import Shelf
 from penstock.memory.tiers.shrink import shrink
 from penstock.memory.tiers.store import BlockStore
 from penstock.memory.tiers.table import Table
+from penstock.memory.tiers.tally import Tally
 
 _ATTEMPTS = 16  # to find shares that tables leave
 
@@ -62,7 +62,7 @@ class Pool:
         self._shelves: dict[int, Shelf] = {}
         self._live: Counter[int] = Counter()  # home of an opened store -> stores of that line, forks included
         self._lines: dict[int, Line] = {}  # by the same home
-        self._tables: WeakValueDictionary[int, Any] = WeakValueDictionary()
+        self._tables = Tally()
         self._collected: deque[tuple[int, Table]] = deque()  # forks that nobody closed; filled by the collector
         self._forks = 0
         self.reader = Reader(self.lock)
@@ -110,7 +110,7 @@ class Pool:
     @property
     def table_bytes(self) -> int:
         """Bytes of the tables: what is known of each block, and what callers have beside (`count_in`)."""
-        tables = sum(buffer.data.untyped_storage().nbytes() for buffer in list(self._tables.values()))
+        tables = self._tables.nbytes
         if any(line.table for line in self._lines.values()):
             tables += sum(shelf.records.nbytes for shelf in self._shelves.values())
         return tables
@@ -168,7 +168,7 @@ class Pool:
     def count_in(self, *tables: Any) -> None:
         """Count buffers (with a tensor `data`) as main memory for as long as anybody refers to them."""
         with self.lock:
-            self._tables.update((id(table), table) for table in tables)
+            self._tables.add(tables)
             step = self.ram // 64 + 1
             for attempt in range(_ATTEMPTS):  # with fewer blocks there is room for fewer tables
                 over = max(0, self.table_bytes - self._planned)

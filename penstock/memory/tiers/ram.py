@@ -40,6 +40,12 @@ class Slabs:
         self._taken[slot // _ROWS] += 1
         return slot
 
+    def free(self, limit: int) -> int:
+        """Free slots, those of a new slab included if there are no others."""
+        if not self._free:
+            self._allocate(limit)
+        return len(self._free)
+
     def give_back(self, slot: int) -> None:
         """The slot holds nothing any more."""
         slab = slot // _ROWS
@@ -53,6 +59,13 @@ class Slabs:
         """[row_bytes] bytes of a slot, to read and to write."""
         out: Row = self._rows[slot // _ROWS][slot % _ROWS]
         return out
+
+    def copy(self, slots: list[int], out: NDArray[np.uint8]) -> None:
+        """Copy slots (-1: none) to the rows of `out`."""
+        slabs = self._rows
+        for i, slot in enumerate(slots):
+            if slot >= 0:
+                out[i] = slabs[slot // _ROWS][slot % _ROWS]
 
     def retire(self) -> int:
         """Choose the emptiest slab to be freed: it gives out no slots, and goes with its last one.  Returns it."""

@@ -71,40 +71,6 @@ class Shelf:
         self.enter_ram(block, slot)
         return block
 
-    def copy(self, blocks: list[int], out: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Copy blocks (-1: none) to the rows of `out` [n, row_bytes] and remember that they were used.
-
-        Returns [n], False for those that are lost; their rows are rubbish.
-        """
-        records, which = self.records, np.array(blocks, dtype=np.int64)
-        slots = np.where(which >= 0, records.ram[which], -1) if len(records.ram) else np.full(len(which), -1)
-        present: NDArray[np.bool_] = slots >= 0
-        records.used[which[present]] = self.journal.serial()
-        for i, slot in enumerate(slots.tolist()):  # all that are in RAM, before the others push them out
-            if slot >= 0:
-                out[i] = self.slabs.row(slot)
-        for i in np.flatnonzero(~present & (which >= 0)).tolist():
-            present[i] = self._read(blocks[i], out[i])
-        return present
-
-    def _read(self, block: int, out: Row) -> bool:
-        """Copy one block from wherever it is; from the disk it comes to RAM too."""
-        if not self.is_below(block):
-            if self.records.ram[block] >= 0:  # brought by an earlier row of the same request
-                out[:] = self.slabs.row(int(self.records.ram[block]))
-            return bool(self.records.ram[block] >= 0)
-        reason = self.file().read(int(self.records.disk[block]), self.header(block), out)
-        if reason is not None:
-            self.drop([block], "lost", reason)
-            return False
-        slot = self.room(may_drop=False)
-        if slot is not None and self.records.disk[block] >= 0:
-            self.slabs.row(slot)[:] = out
-            self.enter_ram(block, slot)
-        elif slot is not None:  # dropped while room was made
-            self.slabs.give_back(slot)
-        return True
-
     def persist(self, blocks: list[int]) -> bool:
         """Write those that are in RAM only; True if all are on the disk and in the index."""
         dirty = [block for block in blocks if self.records.disk[block] < 0 and self.records.ram[block] >= 0]
@@ -162,6 +128,15 @@ class Shelf:
                 return None
         return slot
 
+    def make_way(self, count: int) -> None:
+        """Let go of the coldest blocks in RAM until so many more have room, as far as the disk has them already."""
+        short = count - self.slabs.free(self.ram_limit)
+        if short > 0 and self.files is not None:
+            for block in self._coldest.first(short):
+                if self.records.disk[block] < 0:
+                    return
+                self.leave_ram(block)
+
     def evict(self, *, may_drop: bool) -> bool:
         """Free one slot of RAM or more; False if that would lose a block and may not."""
         if self.files is not None:
@@ -202,7 +177,8 @@ class Shelf:
                     records.checksum[block] = np.void(headers.digest(content.data))
                     rows.append((slot, self.header(block), content))
                     placed.append((block, slot))
-            self.file().write(rows)
+            # Blocks of forks end with the process: the system may write them when it likes.
+            self.file().write(rows, sync=any(self._is_listed(block) for block, _ in placed))
         except OSError as error:
             for _, slot in placed:
                 self.file().give_back(slot)
@@ -269,7 +245,7 @@ class Shelf:
         if self.records.disk[block] >= 0:
             self.file().give_back(int(self.records.disk[block]))
             self.records.disk[block] = -1
-            if self.journal.index is not None and self.journal.homes[self.records.home[block]].number is not None:
+            if self.journal.index is not None and self._is_listed(block):
                 self.journal.index.remove(int(self.records.birth[block]))
 
     def drop(self, blocks: list[int], kind: str, reason: str) -> None:
@@ -288,6 +264,10 @@ class Shelf:
         if self.records.live[block] == 0:
             self.held[int(self.records.line[block])] -= 1
         self.records.live[block] = -1
+
+    def _is_listed(self, block: int) -> bool:
+        """Whether the index knows it, so that it can be recovered."""
+        return self.journal.homes[self.records.home[block]].number is not None
 
     def _known(self, block: int) -> tuple[int, int]:
         return int(self.records.home[block]), int(self.records.id[block])

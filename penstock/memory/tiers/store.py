@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from penstock.errors import MemoryStateError
+from penstock.memory.tiers.copies import copy
 from penstock.memory.tiers.loads import loadable
 from penstock.memory.tiers.shelf import Shelf
 from penstock.memory.tiers.table import Table
@@ -97,8 +98,10 @@ class BlockStore:
         with pool.lock:
             self._check()
             late = self._wait(wanted) if pool.patience is not None else set()
-            found = self.shelf.copy([-1 if index in late else self.table.get(index) for index in wanted], rows)
-            rows[~found] = 0
+            blocks = self.table.find(-1 if index in late else index for index in wanted)
+            found = copy(self.shelf, blocks, rows)
+            if not found.all():
+                rows[~found] = 0
         pool.journal.deliver()
         return out, torch.from_numpy(found)
 

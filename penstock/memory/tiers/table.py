@@ -11,7 +11,7 @@ A page holds one reference to each block in it, however many tables share the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -74,6 +74,15 @@ class Table:
             return -1
         page = self.pages[at]
         return -1 if page is None else int(page.blocks[index % PAGE])
+
+    def find(self, ids: Iterable[int]) -> list[int]:
+        """`get` of each."""
+        pages, first, count, out = self.pages, self.first, self.count, []
+        for index in ids:
+            at = index // PAGE - first
+            page = pages[at] if 0 <= index < count and at >= 0 else None
+            out.append(-1 if page is None else page.blocks.item(index % PAGE))
+        return out
 
     @property
     def oldest(self) -> int:
