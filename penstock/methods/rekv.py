@@ -32,7 +32,8 @@ class ReKV(Method):
     slots: ClassVar[tuple[str, ...]] = ("segments", "retrieval", "positions", "tier")
     claims: ClassVar[frozenset[str]] = frozenset(LAWS) - {"grows", "steady"}
     waived: ClassVar[dict[str, str]] = {
-        "steady": "choosing looks at more summaries until the archive is full; what is read never grows",
+        "steady": "for a question, a choice scores the newest blocks (few or many, 16,384 tokens at most) and some "
+        "that an index names, whose lists grow until the archive is full; what is read never grows",
     }
 
     block: int = 4
