@@ -158,8 +158,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         name: str(getattr(args, name))
         for name in ("bench", "model", "memory", "budget", "fps", "context", "asks", "max_new")
     }
-    record = Record(args.results, settings)
     model = load(args.model or VLM)
+    settings["weights"] = model.fingerprint  # answers of other weights are no part of this run
+    record = Record(args.results, settings)
     begun = time.perf_counter()
 
     def make() -> Watcher:

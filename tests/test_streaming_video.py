@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bench import streaming_video
 from bench.video_tasks import ovobench, rules, streamgaze, streamingbench, svbench
 from bench.video_tasks.exam import Ask, Exchange, FormatError, Video, seconds
 from bench.video_tasks.results import Record, scored, summary
@@ -252,3 +254,21 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert [score.strict for _, score in scored([video], whole.replies)] == [1.0, 0.0]
     with pytest.raises(FormatError, match=r"other settings \(model\)"):
         Record(path, {"model": "other"})
+
+
+def test_answers_of_other_weights_are_not_taken_for_this_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped model had been trained on, in the same folder, and the table of the old weights was printed again."""
+    (tmp_path / "a.mp4").touch()
+    questions = [{"video_path": "a.mp4", "questions": [choice("00:00:05", "B")]}]
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    paths = {"--annotations": "questions.json", "--videos": "", "--results": "run.jsonl"}
+    given = [part for name, path in paths.items() for part in (name, str(tmp_path / path))]
+    monkeypatch.setattr(streaming_video, "watch", lambda *_: None)
+    for weights in ("first", "first"):
+        monkeypatch.setattr(streaming_video, "load", lambda _, weights=weights: SimpleNamespace(fingerprint=weights))
+        assert streaming_video.run(streaming_video.options().parse_args(given))["tests"] == 0
+    monkeypatch.setattr(streaming_video, "load", lambda _: SimpleNamespace(fingerprint="second"))
+    with pytest.raises(FormatError, match=r"other settings \(weights\)"):
+        streaming_video.run(streaming_video.options().parse_args(given))
