@@ -15,7 +15,7 @@ from penstock.errors import OutputError
 from penstock.worlds.shapes.net import MEAN, SIDE, STD, ShapesNet
 from penstock.worlds.shapes.tokens import BOS_ID, EOS_ID, save_tokenizer
 
-TRIGGER = "silence:threshold=0.75,sure=0.55,again=3"  # when to speak; chosen on streams of their own
+TRIGGER = "silence:threshold=0.7,sure=0.5,again=3"  # when to speak; chosen on streams of their own
 
 
 @dataclass
