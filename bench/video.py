@@ -255,6 +255,7 @@ def again_on(sight: Sight, memory: str, budget: str | None) -> Sight:
 REDUCERS = (
     *(f"timechat:threshold={value},against=kept" for value in (0.5, 0.8, 0.9, 0.95, 0.98)),
     "timechat:threshold=0.9",
+    "timechat:threshold=0.9,against=kept,unit=frame",
     "timechat:by=pixel,threshold=0.01,against=kept",
 )
 
@@ -268,6 +269,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=7200, help="of the hour")
     parser.add_argument("--seconds", type=float, default=600.0, help="of the questions of drop")
     parser.add_argument("--clip", type=float, default=60.0, help="seconds of the clip of first")
+    parser.add_argument("--reduce", action="append", help="a reducer of drop; may be repeated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -281,7 +283,7 @@ def main() -> None:
     runs = {
         "hour": lambda: hour(*common, given.frames),
         "rate": lambda: rate(*common, given.rounds),
-        "drop": lambda: drop(*common, given.seconds, REDUCERS),
+        "drop": lambda: drop(*common, given.seconds, given.reduce or REDUCERS),
         "first": lambda: first(*common, given.clip, given.rounds),
     }
     with machine.quiet():

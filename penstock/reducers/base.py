@@ -80,6 +80,7 @@ class Reduced:
     index: Tensor  # int64 [k], ascending: which tokens stay, at their own positions
     carriers: Tensor | None = None  # [c, D] new tokens that stand behind them
     change: float = 1.0  # how new the moment is, 0 to 1
+    skips: bool = False  # nothing of the moment goes on, not even what frames it
 
 
 class TokenReducer(Reducer, ABC):

@@ -53,14 +53,16 @@ class Chain:
         if not self.tokens:
             return state, Reduced(everything(visual))
         states, stays = list(state.tokens), torch.ones(visual.tokens.shape[0], dtype=torch.bool)
-        carriers, change = [], 1.0
+        carriers, change, skips = [], 1.0, False
         for i, reducer in enumerate(self.tokens):
             states[i], reduced = reducer.step(states[i], visual)
             kept = torch.zeros_like(stays)
             kept[reduced.index] = True
             stays &= kept
-            change = min(change, reduced.change)
+            change, skips = min(change, reduced.change), skips or reduced.skips
             if reduced.carriers is not None:
                 carriers.append(reduced.carriers)
         extra = torch.cat(carriers) if carriers else None
-        return ChainState(state.frames, tuple(states)), Reduced(stays.nonzero()[:, 0], extra, change)
+        return ChainState(state.frames, tuple(states)), Reduced(
+            stays.nonzero()[:, 0], extra, change, skips and extra is None
+        )

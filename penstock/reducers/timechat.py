@@ -1,5 +1,6 @@
 """timechat: drop visual tokens that look as in the frame before (differential token drop).  arXiv:2504.17343
-Differs from the paper: can compare with the last KEPT token of a place, so that slow drift is not lost.
+Differs from the paper: can compare with the last KEPT token of a place, so that slow drift is not lost; can leave out
+whole frames, for models that know frames by their number of tokens.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class TimeChat(TokenReducer):
     """`by` feature: drop above a cosine of `threshold`; pixel: below a colour difference of `threshold` (0 to 1);
     relative: drop the `threshold` share that changed least.
 
+    `unit`: token leaves out tokens; frame leaves out frames, and keeps all of one of which a token would stay.
     `against`: the frame before (previous) or the token last kept at the place (kept).  Nothing is dropped at
     threshold 1 by feature, 0 by pixel or relative.
     """
@@ -34,11 +36,14 @@ class TimeChat(TokenReducer):
     name: ClassVar[str] = "timechat"
     title: ClassVar[str] = "TimeChat-Online's differential token drop"
     source: ClassVar[str] = "arXiv:2504.17343"
-    differs: ClassVar[str] = "pixel mode compares mean colours of cells; against=kept sees slow drift"
+    differs: ClassVar[str] = (
+        "pixel mode compares mean colours of cells; against=kept sees slow drift; unit=frame keeps frames whole"
+    )
 
     threshold: float = 0.5
     by: Literal["feature", "pixel", "relative"] = "feature"
     against: Literal["previous", "kept"] = "previous"
+    unit: Literal["token", "frame"] = "token"
 
     def __post_init__(self) -> None:
         check_range(self, threshold=(-1.0, 1.0))
@@ -46,6 +51,9 @@ class TimeChat(TokenReducer):
             raise UsageError(
                 "a share of the tokens is dropped by comparing with the previous frame: leave against out."
             )
+
+        if self.by == "relative" and self.unit == "frame":
+            raise UsageError("a share of the tokens of every frame stays: leave unit out, or choose by=feature.")
 
     @classmethod
     def noop(cls) -> Self:
@@ -59,6 +67,9 @@ class TimeChat(TokenReducer):
         if state.past is None or state.grid != visual.grid:  # the first frame, or one of another size
             return _State(now, visual.grid), Reduced(everything(visual))
         stays = self._changed(state.past, now)
+        change = float(stays.float().mean())
+        if self.unit == "frame":
+            stays = stays.any().expand(len(stays))
         past: Tensor | np.ndarray = now
         if self.against == "kept":
             flat = stays.reshape(-1, 1)
@@ -66,7 +77,9 @@ class TimeChat(TokenReducer):
                 past = torch.where(flat, now, state.past)
             else:
                 past = np.where(flat.reshape(*visual.grid, 1).numpy(), np.asarray(now), np.asarray(state.past))
-        return _State(past, visual.grid), Reduced(stays.nonzero()[:, 0], None, float(stays.float().mean()))
+        return _State(past, visual.grid), Reduced(
+            stays.nonzero()[:, 0], None, change, self.unit == "frame" and not stays.any()
+        )
 
     def _seen(self, visual: Moment) -> Tensor | np.ndarray:
         if self.by != "pixel":

@@ -74,6 +74,8 @@ class ModelEyes:
         assert isinstance(visual, Encoded)
         assert visual.of_model is not None
         kept = visual.of_model
+        if reduced.skips:
+            return 0
         if len(reduced.index) < len(kept):
             kept = kept.keep(reduced.index)
         if reduced.carriers is not None:

@@ -32,6 +32,10 @@ class Seconds:
         if len(self._at) > MOST:
             self._at = deque(item for i, item in enumerate(self._at) if i % 2 == 0)
 
+    def still(self, t: float) -> None:
+        """A frame of second `t` that looked as the one before it, whose tokens stand for it."""
+        self.last = t
+
     def refusal(self, t: float, views: Sequence[View]) -> str | None:
         """Why nothing can be said about second `t`, if that is so; `views`: what the memory holds now."""
         if self.last is None:

@@ -169,7 +169,10 @@ class Watch:
         except PenstockError as error:
             self._error(str(error))
             return
-        self.seconds.note(seen.t, at)
+        if seen.reduced.skips:
+            self.seconds.still(seen.t)
+        else:
+            self.seconds.note(seen.t, at)
         self.newest = seen.frames[-1]
         counts.frames += len(seen.frames)
         counts.tokens_kept += len(seen.reduced.index)

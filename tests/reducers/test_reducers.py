@@ -175,6 +175,23 @@ def test_timechat_keeps_what_changed_and_sees_drift_only_against_the_kept() -> N
     assert kept == {"previous": 20, "kept": 60}  # at 0, and again past 60 and 120 degrees
 
 
+def test_timechat_keeps_frames_whole_or_leaves_nothing_of_them() -> None:
+    first = torch.nn.functional.one_hot(torch.arange(20) % WIDTH, WIDTH).float()
+    second = first.clone()
+    second[[3, 7]] = second[[3, 7]].roll(1, 1)
+    chain = Chain([TimeChat(unit="frame", against="kept")])
+    state, found = chain.start(), []
+    for tokens in (first, first, second, second, first):
+        state, reduced = chain.visual(state, Moment(tokens, GRID))
+        found.append((len(reduced.index), reduced.skips, round(reduced.change, 2)))
+    assert found == [(20, False, 1.0), (0, True, 0.0), (20, False, 0.1), (0, True, 0.0), (20, False, 0.1)]
+    plain = Chain([TimeChat()])
+    state, _ = plain.visual(plain.start(), Moment(first, GRID))
+    assert not plain.visual(state, Moment(first, GRID))[1].skips  # tokens are left out, the frame is told
+    with pytest.raises(UsageError, match="leave unit out"):
+        TimeChat(by="relative", unit="frame")
+
+
 def test_similar_frames_never_skips_below_the_threshold_and_caps_the_skips() -> None:
     image = np.full((32, 32, 3), 90, np.uint8)
     given = [Frame(image, float(i), i) for i in range(23)]

@@ -18,7 +18,7 @@ from penstock.reducers import Chain
 from penstock.reducers import parse as reducer
 from penstock.triggers import parse as trigger
 from penstock.watch import Agenda, Event, Limits, Pipeline, Requests, Watch, parse_question, request_of, speaking
-from penstock.watch.opening import Sight
+from penstock.watch.opening import Sight, open_sight
 from penstock.watch.questions import about
 from penstock.watch.spans import MOST, Seconds
 from tests.watch.fake import sight, video
@@ -105,6 +105,29 @@ def test_reducers_leave_out_frames_and_tokens_and_time_goes_on() -> None:
     assert (watch.counts.frames, watch.counts.tokens_kept, watch.counts.tokens_dropped) == (5, 4, 16)
     assert (watch.pipeline.frames_in, watch.pipeline.frames_skipped, events[0].t) == (20, 15, 7.0)
     assert watch.counts.peak_bytes <= watch.reader.memory.budget_bytes
+
+
+def test_a_still_picture_leaves_nothing_behind_when_frames_are_kept_whole() -> None:
+    """The shipped model counts what is there by the number of tokens behind it: a frame without them misled it."""
+    still = [Frame(f.image * 0 + 90, f.t, f.index) for f in video(20)]
+    entered = {}
+    for unit in ("token", "frame"):
+        seen = open_sight(None, "streaming-llm", "200")
+        watch, events = watcher(
+            still, ["At 7 s?@9"], sight=seen, reduce=[f"timechat:threshold=0.9,unit={unit}"], limits=Limits(max_new=1)
+        )
+        ask = watch.voice.live.ask
+        watch.voice.live.ask = lambda *a, ask=ask, u=unit, s=seen, **k: (  # type: ignore[method-assign]
+            entered.__setitem__(u, s.reader.tokens), ask(*a, **k),  # type: ignore[attr-defined]
+        )[1]  # fmt: skip
+        for _ in watch.run():
+            pass
+        assert not events[0].facts.get("refused")  # the frame before it stands for second 7
+        assert (watch.counts.frames, watch.counts.tokens_kept, watch.counts.tokens_dropped) == (20, 4, 76)
+    assert (entered["frame"], entered["token"]) == (
+        6,
+        6 + 18,
+    )  # its own token at the beginning, 4 of the picture, 1 of each frame
 
 
 def test_a_slow_model_on_a_real_clock_drops_frames_and_neither_lags_nor_grows() -> None:
