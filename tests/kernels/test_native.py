@@ -107,6 +107,25 @@ def test_int8_weights_are_close_and_not_equal() -> None:
     assert 1e-4 < largest_difference(attach(tiny_model("llama", seed=3)), "streaming-llm", int8=True) <= 0.1
 
 
+@pytest.mark.parametrize("which", range(len(lib.SETS)), ids=lib.SETS)
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_every_number_of_tokens_gives_what_one_by_one_gives(which: int, weights: str, chosen: int) -> None:
+    """Products take rows in blocks of many sizes, each a function of its own."""
+    if not lib.library().pk_choose(which):
+        pytest.skip(f"no {lib.SETS[which]} here")
+    hf = tiny_model("llama", seed=8)
+    model = attach(hf.to(torch.bfloat16) if weights == "bfloat16" else hf)
+    memory = Memory(model.geometry, parse("streaming-llm").cascades(model.geometry, 48), 1)
+    native = Native(weights_of(model.hf, model.geometry, weights == "int8"), memory, model.vocabulary)
+    tokens = tiny_tokens(44, 3)
+    alone = torch.cat([native_step(native, {0: token[None]}) for token in tokens]).float()
+    tolerance = (0.05 if weights == "bfloat16" else 1e-5) * float(alone.abs().max())
+    for count in range(2, 45):
+        memory.reset(0)
+        together = native_step(native, {0: tokens[:count]}).float()
+        assert (together - alone[:count]).abs().max() <= tolerance, f"{count} tokens"
+
+
 def test_threads_share_a_step_and_more_of_them_change_no_logit() -> None:
     model = attach(tiny_model("llama", seed=6))
     memory = Memory(model.geometry, parse("streaming-llm").cascades(model.geometry, 48), 2)

@@ -11,6 +11,15 @@
 namespace pk {
 namespace PK_SET {
 
+// Rows and tiles of a block, and rows of a block of one tile: so many fit that weights pass by once, and are widened once.
+#if PK_LANES == 16
+constexpr int ROWS = 12, ACROSS = 2, TALL = 24;  // 24 sums, two weights, in 32 registers
+#elif PK_LANES == 8
+constexpr int ROWS = 6, ACROSS = 1, TALL = ROWS;  // 12 sums in 16 registers
+#else
+constexpr int ROWS = 2, ACROSS = 1, TALL = ROWS;
+#endif
+
 constexpr int AHEAD = 2048;  // bytes of weights that are asked for before they are needed, for a few rows
 
 // Weights that are asked for while others are multiplied: from where, and bytes per 64 of those.  The blocks of rows that
@@ -57,7 +66,7 @@ template <int R>
 PK_INLINE void ask(const char *now, Ahead &ahead) {
   if (R > 1 && ahead.step)
     __builtin_prefetch(ahead.at, 0, 2), ahead.at += ahead.step;
-  else if (R <= FEW)
+  else if (R <= FEW || R > ROWS)
     __builtin_prefetch(now + AHEAD);
 }
 
@@ -131,14 +140,6 @@ static void product_byte(const char *data, int64_t tile_bytes, int cols, const f
 
 using Product = void (*)(const char *, int64_t, int, const float *, float *, Ahead);
 
-#if PK_LANES == 16
-constexpr int ROWS = 12, ACROSS = 2;  // rows and tiles of a block: 24 sums, two weights, in 32 registers
-#elif PK_LANES == 8
-constexpr int ROWS = 6, ACROSS = 1;  // 12 sums in 16 registers
-#else
-constexpr int ROWS = 2, ACROSS = 1;
-#endif
-
 // 0 to 2: the kinds of weights over packed rows; 3: float32 over scores.
 constexpr int OVER_SCORES = 3;
 
@@ -169,11 +170,33 @@ static Product chosen(int kind, int rows) {
   }
 }
 
-// rows <= ROWS rows over one or two adjacent tiles; out [rows][32].
+#if PK_LANES == 16
+// Over one tile, more than ROWS rows.
+static Product chosen_tall(int kind, int rows) {
+  switch (rows) {
+    case 13: return chosen<1, 13>(kind);
+    case 14: return chosen<1, 14>(kind);
+    case 15: return chosen<1, 15>(kind);
+    case 16: return chosen<1, 16>(kind);
+    case 17: return chosen<1, 17>(kind);
+    case 18: return chosen<1, 18>(kind);
+    case 19: return chosen<1, 19>(kind);
+    case 20: return chosen<1, 20>(kind);
+    case 21: return chosen<1, 21>(kind);
+    case 22: return chosen<1, 22>(kind);
+    case 23: return chosen<1, 23>(kind);
+    default: return chosen<1, TALL>(kind);
+  }
+}
+#else
+static Product chosen_tall(int, int) { return nullptr; }  // TALL is ROWS
+#endif
+
+// rows <= TALL rows over one or two adjacent tiles; out [rows][32].
 static void product(int kind, const char *data, int64_t tile_bytes, int cols, const float *x, int rows, int tiles, float *out, Ahead ahead = {}) {
-  if (ACROSS == 2 && tiles == 2 && rows > 1) return chosen<ACROSS>(kind, rows)(data, tile_bytes, cols, x, out, {ahead.at, 2 * ahead.step});
+  if (ACROSS == 2 && tiles == 2 && rows > 1 && rows <= ROWS) return chosen<ACROSS>(kind, rows)(data, tile_bytes, cols, x, out, {ahead.at, 2 * ahead.step});
   for (int t = 0; t < tiles; t++)  // one after the other: for one row a tile is read at the speed of memory
-    chosen<1>(kind, rows)(data + t * tile_bytes, tile_bytes, cols, x, out + t * TILE, {ahead.at + t * (tile_bytes * ahead.step / 64), ahead.step});
+    (rows > ROWS ? chosen_tall(kind, rows) : chosen<1>(kind, rows))(data + t * tile_bytes, tile_bytes, cols, x, out + t * TILE, {ahead.at + t * (tile_bytes * ahead.step / 64), ahead.step});
 }
 
 // Rows in blocks of nearly equal size.
@@ -183,15 +206,13 @@ PK_INLINE int block_rows(int64_t rows) {
 }
 
 // Rows [rows, stride] as blocks of x[k][R], one behind the other.
-static void pack_rows(const float *x, int64_t stride, int64_t rows, int cols, float *to) {
-  const int block = block_rows(rows);
+static void pack_rows(const float *x, int64_t stride, int64_t rows, int cols, int block, float *to) {
   for (int64_t r = 0; r < rows; r += block) {
     const int count = rows - r < block ? int(rows - r) : block;
-    for (int i = 0; i < count; i++) {
-      const float *from = x + (r + i) * stride;
-      float *at = to + r * cols + i;
-      for (int k = 0; k < cols; k++) at[int64_t(k) * count] = from[k];
-    }
+    const float *from = x + r * stride;
+    float *at = to + r * cols;
+    for (int k = 0; k < cols; k++, at += count)
+      for (int i = 0; i < count; i++) at[i] = from[i * stride + k];
   }
 }
 
@@ -227,14 +248,14 @@ static void sum_columns(const float *x, int cols, int rows, float *sums) {
 // Call finish(row, column, values, count) with up to 32 outputs of each row, for a range of tiles.
 template <class Finish>
 static void multiply(const Matrix &m, int64_t begin, int64_t end, const float *x, int64_t stride, int64_t rows, const Own *own, Finish finish) {
-  const int block = block_rows(rows);
+  const int block = rows <= TALL ? int(rows) : block_rows(rows);
   const int64_t blocks = (rows + block - 1) / block;
   const bool widen = rows >= MANY && m.kind != PK_FLOAT32;
   if (rows > 1) {
-    pack_rows(x, stride, rows, m.cols, own->packed);
+    pack_rows(x, stride, rows, m.cols, block, own->packed);
     x = own->packed;
   }
-  float taken[ROWS], out[ROWS * 2 * TILE];
+  float taken[TALL], out[TALL * 2 * TILE];
   for (int64_t tile = begin; tile < end; tile += 2) {
     const int tiles = end - tile > 1 ? 2 : 1;
     const char *data = m.data + tile * m.tile_bytes();

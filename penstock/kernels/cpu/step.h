@@ -168,7 +168,7 @@ struct Run {
   void gather_queries(const float *queries, int h, int64_t from, int64_t to, float *packed) {
     const int64_t size = int64_t(group) * width;
     for (int64_t i = from; i < to; i++) memcpy(own->out + (i - from) * size, queries + i * heads * width + h * size, sizeof(float) * size_t(size));
-    pack_rows(own->out, width, (to - from) * group, width, packed);
+    pack_rows(own->out, width, (to - from) * group, width, block_rows((to - from) * group), packed);
   }
 
   // Queries [from, to) of a chunk, one key-value head.
