@@ -191,12 +191,10 @@ class Archived:
         near, ids, scores = max(first, self.base), [], []
         if first < self.base:
             some = self.index.search(asked, first, most)
-            rows, there = self._rows(some)
-            if not there.all():
-                some, rows = some[there], rows[there]
-            if len(some):
-                ids.append(some)
-                scores.append(self.selector.score(self._summaries(rows), asked))
+            summary, there = self._looked_at(some)
+            if len(summary):
+                ids.append(some[there])
+                scores.append(self.selector.score(summary, asked))
         if near < self.count:
             ids.append(torch.arange(near, self.count))
             scores += [self.selector.score(piece, asked) for piece in self.summary.pieces(near - self.base)]
@@ -204,19 +202,19 @@ class Archived:
             return torch.zeros(0, dtype=torch.int64), asked.new_zeros(*asked.shape[:3], 0)
         return torch.cat(ids), torch.cat(scores, dim=-1)
 
-    def _rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows [n, each, nbytes], whole [n]) of blocks."""
+    def _looked_at(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(summaries [m, H, r, D'], whole [n]) of blocks [n], those that are whole."""
         assert self.store is not None
-        rows, there = self.store.fetch((ids[:, None] * self._each + torch.arange(self._each)).flatten())
-        return rows.view(len(ids), self._each, -1), there.view(len(ids), -1).all(1)
-
-    def _summaries(self, rows: Tensor) -> Tensor:
-        """[n, H, r, D'] of rows [n, each, nbytes]."""
-        keys = self.layout.column(rows, "key").flatten(1, 2)  # [n, H, B, D]
-        keys = keys.transpose(0, 1).contiguous().float().transpose(0, 1)  # head by head, as they are multiplied
-        chosen = self.layout.column(rows, "chosen").flatten(1, 2).bool() if self.layout.marked else None
+        names = ("key", "chosen") if self.layout.marked else ("key",)
+        part = self.layout.bytes_of(*names)
+        each = torch.arange(self._each)
+        rows, there = self.store.fetch_bytes((ids[:, None] * self._each + each).flatten(), part)
+        rows, there = rows.view(len(ids), self._each, -1), there.view(len(ids), -1).all(1)
+        rows = rows if there.all() else rows[there]
+        columns = [self.layout.column(rows, name, part.start).flatten(1, 2) for name in names]  # [m, H, B, ...]
+        keys = columns[0].transpose(0, 1).contiguous().float().transpose(0, 1)  # head by head, as they are multiplied
         table = None if self.table is None else self.table.cpu()
-        return self.selector.summary(keys, chosen, table)
+        return self.selector.summary(keys, columns[1].bool() if self.layout.marked else None, table), there
 
     def including(self, chosen: Tensor, wanted: range) -> Tensor:
         """The choice [C, (H,) k] of an oracle: with the blocks that hold the indices `wanted` in place of the oldest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from penstock.memory.parts import Place
 from penstock.memory.vector import Vector
 
 _OWN = 64  # rows that a handle adds beside a common base before it moves to a base of its own
-_PIECE = 256  # rows that are scored at once
+_PIECE = 4096  # vectors per head that are scored at once
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Rows:
         A matrix product depends on how many rows it has, in the last bits; so equal rows give equal products in
         every handle, however it came to them.
         """
-        for start in range(first, len(self), _PIECE):
-            stop, cut = min(start + _PIECE, len(self)), len(self.base)
+        size = max(1, _PIECE // math.prod(self.base.data.shape[2:-1]))
+        for start in range(first, len(self), size):
+            stop, cut = min(start + size, len(self)), len(self.base)
             parts = (self.base.data[:, start:stop], self.own.data[:, max(0, start - cut) : max(0, stop - cut)])
             each = parts[0] if stop <= cut else parts[1] if start >= cut else torch.cat(parts, 1)
             yield each.transpose(0, 1)
@@ -120,15 +122,24 @@ class Layout:
             start += size
         return out
 
-    def column(self, rows: Tensor, wanted: str) -> Tensor:
-        """[..., heads, block, ...] of rows [..., nbytes], a view."""
-        start = 0
+    def column(self, rows: Tensor, wanted: str, first: int = 0) -> Tensor:
+        """[..., heads, block, ...] of rows [..., nbytes], or of what lies from `first` on in them; a view."""
+        start = -first
         for name, dtype, shape in self._columns():
             size = _size(dtype, shape)
             if name == wanted:
                 return rows[..., start : start + size].view(dtype).unflatten(-1, shape)
             start += size
         raise KeyError(wanted)
+
+    def bytes_of(self, *wanted: str) -> slice:
+        """The bytes of a row in which these columns lie, with what is between them."""
+        starts, start = {}, 0
+        for name, dtype, shape in self._columns():
+            starts[name] = (start, start + _size(dtype, shape))
+            start = starts[name][1]
+        bounds = [starts[name] for name in wanted]
+        return slice(min(first for first, _ in bounds), max(last for _, last in bounds))
 
     def unpack(self, rows: Tensor, shift: int) -> Entries:
         """Entries [H, n * block] of rows [n, nbytes], or of [H, n, nbytes] with a head in each; indices moved."""

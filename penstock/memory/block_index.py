@@ -62,8 +62,7 @@ class Run:
 
     def listed(self, lists: NDArray[np.int64]) -> tuple[list[NDArray[np.uint16]], NDArray[np.int32]]:
         """What stands in some lists, each a view, and how much that is."""
-        starts, stops = self.starts[lists], self.starts[lists + 1]
-        blocks = self.blocks
+        blocks, (starts, stops) = self.blocks, self.starts[np.stack((lists, lists + 1))]
         return [blocks[start:stop] for start, stop in zip(starts.tolist(), stops.tolist())], stops - starts
 
     def entries(self, first: int) -> NDArray[np.uint32]:
@@ -154,14 +153,15 @@ class BlockIndex:
         begin, end = max(oldest, runs[0].first), runs[-1].last
         if end - begin <= most:
             return torch.arange(begin, end)
-        found = _worth(runs, *self._lists(query))
-        last = found[-most:]
-        last[last == 0] = 1e-30
-        if oldest > runs[0].first:
-            found[: oldest - runs[0].first] = 0
-        some = np.flatnonzero(found > 0)
+        some, worth = _worth(runs, *self._lists(query))
+        least, end = max(0, oldest - runs[0].first), end - runs[0].first
+        if least:
+            some, worth = some[some >= least], worth[some >= least]
         if len(some) > most:
-            some = np.sort(some[np.argpartition(found[some], -most)[-most:]])
+            some = np.sort(some[np.argpartition(worth, -most)[-most:]])
+        elif len(some) < most:
+            others = np.setdiff1d(np.arange(max(least, end - most), end), some)
+            some = np.sort(np.concatenate((some, others[len(some) - most :])))
         return torch.from_numpy(some) + runs[0].first
 
     def _lists(self, query: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -240,10 +240,20 @@ def _nearest(rows: Tensor, centres: Tensor) -> Tensor:
 
 def _worth(
     runs: Sequence[Run], lists: NDArray[np.int64], weights: NDArray[np.float32]
-) -> NDArray[np.float64]:  # fmt: skip
-    """[blocks] of consecutive runs: what the lists that a block stands in are worth together."""
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:  # fmt: skip
+    """The blocks of consecutive runs that stand in the lists, in order, and what the lists of each are worth together.
+
+    What this takes depends on what the lists hold, not on how many blocks there are.
+    """
     pieces, sizes = zip(*(run.listed(lists) for run in runs))
+    listed = np.concatenate([piece for some in pieces for piece in some])
     firsts = np.repeat([run.first - runs[0].first for run in runs], [size.sum() for size in sizes])
-    blocks = np.concatenate([piece for some in pieces for piece in some]) + firsts
-    each = np.tile(weights, len(runs)).repeat(np.concatenate(sizes))
-    return np.bincount(blocks, each, runs[-1].last - runs[0].first).astype(np.float64, copy=False)
+    which = np.tile(np.arange(len(lists)), len(runs)).repeat(np.concatenate(sizes))
+    bits = len(lists).bit_length()
+    pairs = (listed + firsts) << bits | which
+    pairs.sort()
+    blocks, which = pairs >> bits, pairs & (1 << bits) - 1
+    new = np.ones(len(blocks), dtype=np.bool_)
+    np.not_equal(blocks[1:], blocks[:-1], out=new[1:])
+    worth = np.bincount(np.cumsum(new) - 1, weights[which]).astype(np.float64, copy=False)
+    return blocks[new], worth

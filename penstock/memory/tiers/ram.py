@@ -60,9 +60,9 @@ class Slabs:
         out: Row = self._rows[slot // _ROWS][slot % _ROWS]
         return out
 
-    def copy(self, slots: list[int], out: NDArray[np.uint8]) -> None:
-        """Copy slots (-1: none) to the rows of `out`."""
-        slabs = self._rows
+    def copy(self, slots: list[int], out: NDArray[np.uint8], part: slice) -> None:
+        """Copy these bytes of slots (-1: none) to the rows of `out`."""
+        slabs = {number: rows[:, part] for number, rows in self._rows.items()}
         for i, slot in enumerate(slots):
             if slot >= 0:
                 out[i] = slabs[slot // _ROWS][slot % _ROWS]

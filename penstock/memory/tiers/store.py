@@ -92,18 +92,26 @@ class BlockStore:
 
         A block that is lost, or an id that was never given (-1 as padding, say), is zeros and not present.
         """
-        pool, wanted = self.pool, ids.tolist()
-        out = torch.empty(len(wanted), *self.shape, dtype=self.dtype)
-        rows = out.view(len(wanted), math.prod(self.shape)).view(torch.uint8).numpy()
+        out = torch.empty(len(ids), *self.shape, dtype=self.dtype)
+        rows = out.view(len(ids), math.prod(self.shape)).view(torch.uint8)
+        return out, self._copied(ids, rows, slice(0, self.block_bytes))
+
+    def fetch_bytes(self, ids: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """The same, of each block these bytes only [n, bytes]; it is verified as a whole."""
+        out = torch.empty(len(ids), part.stop - part.start, dtype=torch.uint8)
+        return out, self._copied(ids, out, part)
+
+    def _copied(self, ids: Tensor, out: Tensor, part: slice) -> Tensor:
+        pool, wanted, rows = self.pool, ids.tolist(), out.numpy()
         with pool.lock:
             self._check()
             late = self._wait(wanted) if pool.patience is not None else set()
-            blocks = self.table.find(-1 if index in late else index for index in wanted)
-            found = copy(self.shelf, blocks, rows)
+            blocks = self.table.find([-1 if index in late else index for index in wanted] if late else wanted)
+            found = copy(self.shelf, blocks, rows, part)
             if not found.all():
                 rows[~found] = 0
         pool.journal.deliver()
-        return out, torch.from_numpy(found)
+        return torch.from_numpy(found)
 
     def prefetch(self, ids: Tensor) -> None:
         """Ask for blocks to be brought to RAM in the background.  Never raises: it is a guess about the future."""
