@@ -6,9 +6,10 @@ text, with a little noise so that no two are equal, are sealed one after the oth
 the disk and listed in its index; then the stream's counter is moved.  At each length the model reads on, step by step,
 and forks are asked about the text just read.
 
-Beside the time on the clock stands the processor time of the same step, which other work on the machine hardly changes
-(it leaves out waiting for the disk).  One process per method, so that resident sets are its own.  The last line is one
-JSON document.
+Beside the time on the clock stands the processor time of the same step (it leaves out waiting for the disk).  Other
+work on the machine changes both, so each longer stream is measured by turns with one of 10,000 tokens in the same
+process, and ratios are of the two.  One process per method, so that resident sets are its own (the short stream
+included).  The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +38,11 @@ METHODS = ("infllm", "rekv", "lserve", "double-sparsity")
 CHUNK, STEPS, LEAD, QUESTIONS, ANSWERED = 64, 96, 8, 12, 8
 REAL = 12_000  # tokens that the model reads at first
 PIECE = 1024  # tokens sealed at once by the filling
+TURN = 8  # steps until it is the other stream's turn
+SHORT = 10_000  # tokens of the stream that the others are compared with
 LENGTHS = (1_000, 10_000, 100_000, 1_000_000)
 GOAL = 1.3
+_BYTES = ("device", "ram", "ram_peak", "disk", "resident")
 
 
 class Took(NamedTuple):
@@ -87,6 +92,13 @@ class Growing:
     def length(self) -> int:
         """Tokens of the stream."""
         return self.memory.length()
+
+    def fork(self) -> Growing:
+        """Another one with the same past."""
+        other = copy(self)
+        other.session = self.session.fork()
+        other.memory = other.session._memory
+        return other
 
     def read(self, tokens: int) -> list[Took]:
         """Read on in the text; what each step took."""
@@ -145,35 +157,57 @@ class Growing:
             place=None if some.place is None else moved,
         )  # fmt: skip
 
-    def ask(self) -> tuple[list[Took], list[Took]]:
-        """What the first token of an answer took, and each later one; on forks."""
+    def ask(self) -> Iterator[tuple[Took, list[Took]]]:
+        """For each question, on a fork: what the first token of the answer took, and each later one."""
         from penstock.core import Phase
 
-        first, later = [], []
         known = [fact for fact in self.stream.facts if fact.end < self.at]
         for fact in known[:: max(1, len(known) // QUESTIONS)][:QUESTIONS]:
-            fork = self.session.fork()
+            fork, later = self.session.fork(), []
             began = Took.now()
             fork.ingest(fact.question, Phase.ASK)
-            token = int(fork.logits.argmax())
-            first.append(Took.since(began))
+            token = _likeliest(fork)
+            first = Took.since(began)
             for _ in range(ANSWERED):
                 began = Took.now()
                 fork.ingest([token], Phase.ANSWER)
-                token = int(fork.logits.argmax())
+                token = _likeliest(fork)
                 later.append(Took.since(began))
             self.look()
             fork.runner.close()
-        return first, later
+            yield first, later
+
+
+def _likeliest(session: Any) -> int:
+    return int(session.logits.argmax())
+
+
+def taken(streams: list[Growing]) -> list[dict[str, Any]]:
+    """What steps and answers take in each, by turns."""
+    steps: list[list[Took]] = [[] for _ in streams]
+    for _ in range(0, STEPS, TURN):
+        for found, stream in zip(steps, streams):
+            found += stream.read(TURN * CHUNK)
+    first: list[list[Took]] = [[] for _ in streams]
+    later: list[list[Took]] = [[] for _ in streams]
+    for answers in zip(*(stream.ask() for stream in streams)):
+        for i, (one, others) in enumerate(answers):
+            first[i].append(one)
+            later[i] += others
+    return [
+        {"step_ms": spread(steps[i]), "first_token_ms": spread(first[i]), "answer_ms": spread(later[i])}
+        for i in range(len(streams))
+    ]
 
 
 def _noisy(x: Tensor, noise: torch.Generator) -> Tensor:
     return (x + 0.02 * x.float().std() * torch.randn(x.shape, generator=noise)).to(x.dtype)
 
 
-def run(memory: str, budget: int, lengths: tuple[int, ...]) -> list[dict[str, Any]]:
-    """One row per length."""
-    growing = Growing(memory, budget)
+def run(memory: str, folder: str, budget: int, lengths: tuple[int, ...]) -> list[dict[str, Any]]:
+    """One row per length; `folder` {} in the memory is a new one for each stream."""
+    growing, short = Growing(memory.format(f"{folder}/long"), budget), Growing(memory.format(f"{folder}/short"), budget)
+    short.read(SHORT - STEPS * CHUNK)
     rows = []
     for length in lengths:
         began = time.perf_counter()
@@ -183,16 +217,16 @@ def run(memory: str, budget: int, lengths: tuple[int, ...]) -> list[dict[str, An
         else:
             growing.read(max(0, REAL - growing.at))
             growing.fill(before)
-        growing.ask()  # what is on the disk only comes back as it would in use
+        list(growing.ask())  # what is on the disk only comes back as it would in use
         growing.read(LEAD * CHUNK)
-        steps = growing.read(STEPS * CHUNK)
-        first, later = growing.ask()
+        other = short.fork()
+        found, beside = taken([growing, other])
+        other.session.runner.close()
         rows.append(
             {
                 "length": growing.length,
-                "step_ms": spread(steps),
-                "first_token_ms": spread(first),
-                "answer_ms": spread(later),
+                **found,
+                "beside": {"length": other.length, **beside},
                 "device": growing.memory.nbytes,
                 "ram": growing.memory.ram_bytes,
                 "ram_peak": growing.ram,
@@ -207,14 +241,12 @@ def run(memory: str, budget: int, lengths: tuple[int, ...]) -> list[dict[str, An
     return rows
 
 
-def ratios(rows: list[dict[str, Any]]) -> dict[str, float] | None:
-    """The last length over 10,000."""
-    base = next((row for row in rows if row["length"] >= 10_000), None)
-    if base is None or base is rows[-1]:
-        return None
-    last = rows[-1]
+def ratios(row: dict[str, Any]) -> dict[str, float]:
+    """Over the short stream."""
     names = {"step": "step_ms", "first token": "first_token_ms", "answer": "answer_ms"}
-    return {f"{name} {key}": last[at][key] / base[at][key] for name, at in names.items() for key in ("p50", "cpu")}
+    return {
+        f"{name} {key}": row[at][key] / row["beside"][at][key] for name, at in names.items() for key in ("p50", "cpu")
+    }
 
 
 def show(document: dict[str, Any]) -> None:
@@ -226,21 +258,24 @@ def show(document: dict[str, Any]) -> None:
     heads += ["device", "RAM", "peak", "disk", "resident"]
     for name, rows in document["rows"].items():
         report.say(f"\n{name} (ms; MiB)")
-        lines = [
-            [
-                f"{row['length']:,}", *[f"{row['step_ms'][k]:.1f}" for k in ("p50", "p99", "cpu")],
-                *[f"{row[k][m]:.1f}" for k in ("first_token_ms", "answer_ms") for m in ("p50", "cpu")],
-                *[f"{row[k] / (1 << 20):.1f}" for k in ("device", "ram", "ram_peak", "disk", "resident")],
-            ]
-            for row in rows
-        ]  # fmt: skip
+        lines = []
+        for row in rows:
+            lines.append([f"{row['length']:,}", *_times(row), *(f"{row[k] / (1 << 20):.1f}" for k in _BYTES)])
+            if row["length"] > row["beside"]["length"]:
+                lines.append([f"({row['beside']['length']:,})", *_times(row["beside"]), *[""] * len(_BYTES)])
         report.say(report.table(heads, lines))
-        if document["ratios"][name]:
-            found = ", ".join(f"{key} {value:.2f}" for key, value in document["ratios"][name].items())
-            report.say(f"longest over 10,000 tokens (goal {GOAL}): {found}")
+        for row in rows:
+            if row["length"] > row["beside"]["length"]:
+                found = ", ".join(f"{key} {value:.2f}" for key, value in ratios(row).items())
+                report.say(f"{row['length']:,} over {row['beside']['length']:,} (goal {GOAL}): {found}")
         for event in rows[-1]["events"]:
             report.say(f"event: {event}")
     report.say()
+
+
+def _times(row: dict[str, Any]) -> list[str]:
+    steps = [f"{row['step_ms'][key]:.1f}" for key in ("p50", "p99", "cpu")]
+    return steps + [f"{row[at][key]:.1f}" for at in ("first_token_ms", "answer_ms") for key in ("p50", "cpu")]
 
 
 def plot(document: dict[str, Any], path: Path) -> None:
@@ -286,8 +321,8 @@ def main(argv: list[str] | None = None) -> None:
     if given.alone:
         torch.set_num_threads(given.threads)
         with torch.inference_mode(), tempfile.TemporaryDirectory(dir=given.folder) as folder:
-            disk = f",disk={given.disk},folder={folder}/blocks" if given.disk else ""
-            print(json.dumps(run(f"{given.memory[0]}:ram={given.ram}{disk}", given.budget, lengths)))
+            disk = f",disk={given.disk},folder={{}}" if given.disk else ""
+            print(json.dumps(run(f"{given.memory[0]}:ram={given.ram}{disk}", folder, given.budget, lengths)))
         return
     found: dict[str, Any] = {}
     for path in given.rows or []:
@@ -309,7 +344,7 @@ def main(argv: list[str] | None = None) -> None:
         "limits": {"ram": given.ram, "disk": given.disk},
         "machine": machine.record() | {"busy_percent_before": busy},
         "rows": found,
-        "ratios": {name: ratios(rows) for name, rows in found.items()},
+        "ratios": {name: {row["length"]: ratios(row) for row in rows} for name, rows in found.items()},
     }
     show(document)
     if given.plot:
