@@ -145,16 +145,18 @@ def rate(model: str | None, memory: str, budget: str | None, rounds: int) -> dic
         return {"file": path.name, "fps": median, "runs": runs}
 
 
-def drop(model: str | None, memory: str, budget: str | None, seconds: float, reducers: Sequence[str]) -> dict[str, Any]:
+def drop(
+    model: str | None, memory: str, budget: str | None, seconds: float, reducers: Sequence[str], seed: int
+) -> dict[str, Any]:
     """Tokens dropped, and what it costs on questions with known answers."""
     rows, base = [], 0.0
-    questions = [q for q in Shapes(seed=5).questions(seconds, every=2.0) if q.kind != "forward"]
+    questions = [q for q in Shapes(seed=seed).questions(seconds, every=2.0) if q.kind != "forward"]
     kinds = {q.text.strip() + f"@{q.asked_at}": q.kind for q in questions}
     for reduce in ("none", *reducers):
         chain = [] if reduce == "none" else [reduce]
         sight = open_sight(model, memory, budget)
         asks = [Question(q.asked_at, i, q.text) for i, q in enumerate(questions)]
-        watch, events = watching(shapes(5), sight, chain, asks, seconds=seconds)
+        watch, events = watching(shapes(seed), sight, chain, asks, seconds=seconds)
         for _ in watch.run():
             pass
         right = [
@@ -255,7 +257,7 @@ def again_on(sight: Sight, memory: str, budget: str | None) -> Sight:
 REDUCERS = (
     *(f"timechat:threshold={value},against=kept" for value in (0.5, 0.8, 0.9, 0.95, 0.98)),
     "timechat:threshold=0.9",
-    "timechat:threshold=0.9,against=kept,unit=frame",
+    "timechat:threshold=0.98,against=kept,unit=frame",
     "timechat:by=pixel,threshold=0.01,against=kept",
 )
 
@@ -269,6 +271,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=7200, help="of the hour")
     parser.add_argument("--seconds", type=float, default=600.0, help="of the questions of drop")
     parser.add_argument("--clip", type=float, default=60.0, help="seconds of the clip of first")
+    parser.add_argument("--seed", type=int, default=5, help="of the shapes of drop")
     parser.add_argument("--reduce", action="append", help="a reducer of drop; may be repeated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -283,7 +286,7 @@ def main() -> None:
     runs = {
         "hour": lambda: hour(*common, given.frames),
         "rate": lambda: rate(*common, given.rounds),
-        "drop": lambda: drop(*common, given.seconds, given.reduce or REDUCERS),
+        "drop": lambda: drop(*common, given.seconds, given.reduce or REDUCERS, given.seed),
         "first": lambda: first(*common, given.clip, given.rounds),
     }
     with machine.quiet():
