@@ -146,7 +146,7 @@ def rate(model: str | None, memory: str, budget: str | None, rounds: int) -> dic
 
 
 def drop(
-    model: str | None, memory: str, budget: str | None, seconds: float, reducers: Sequence[str], seed: int
+    model: str | None, memory: str, budget: str | None, seconds: float, reducers: Sequence[str], seed: int, apart: bool
 ) -> dict[str, Any]:
     """Tokens dropped, and what it costs on questions with known answers."""
     rows, base = [], 0.0
@@ -156,7 +156,7 @@ def drop(
         chain = [] if reduce == "none" else [reduce]
         sight = open_sight(model, memory, budget)
         asks = [Question(q.asked_at, i, q.text) for i, q in enumerate(questions)]
-        watch, events = watching(shapes(seed), sight, chain, asks, seconds=seconds)
+        watch, events = watching(shapes(seed), sight, chain, asks, seconds=seconds, apart=apart)
         for _ in watch.run():
             pass
         right = [
@@ -272,6 +272,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="of the questions of drop")
     parser.add_argument("--clip", type=float, default=60.0, help="seconds of the clip of first")
     parser.add_argument("--seed", type=int, default=5, help="of the shapes of drop")
+    parser.add_argument("--apart", action="store_true", help="ask the questions of drop of snapshots")
     parser.add_argument("--reduce", action="append", help="a reducer of drop; may be repeated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -286,7 +287,7 @@ def main() -> None:
     runs = {
         "hour": lambda: hour(*common, given.frames),
         "rate": lambda: rate(*common, given.rounds),
-        "drop": lambda: drop(*common, given.seconds, given.reduce or REDUCERS, given.seed),
+        "drop": lambda: drop(*common, given.seconds, given.reduce or REDUCERS, given.seed, given.apart),
         "first": lambda: first(*common, given.clip, given.rounds),
     }
     with machine.quiet():
