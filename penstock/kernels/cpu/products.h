@@ -21,6 +21,7 @@ constexpr int ROWS = 2, ACROSS = 1, TALL = ROWS;
 #endif
 
 constexpr int AHEAD = 2048;  // bytes of weights that are asked for before they are needed, for a few rows
+constexpr int FAR_AHEAD = 8192;  // for many rows of one tile, whose products take longer
 
 // Weights that are asked for while others are multiplied: from where, and bytes per 64 of those.  The blocks of rows that
 // share a pair of tiles ask for the next pair, each for its part, so that memory is never idle.
@@ -66,7 +67,9 @@ template <int R>
 PK_INLINE void ask(const char *now, Ahead &ahead) {
   if (R > 1 && ahead.step)
     __builtin_prefetch(ahead.at, 0, 2), ahead.at += ahead.step;
-  else if (R <= FEW || R > ROWS)
+  else if (R > ROWS)
+    __builtin_prefetch(now + FAR_AHEAD);
+  else if (R <= FEW)
     __builtin_prefetch(now + AHEAD);
 }
 
