@@ -69,7 +69,7 @@ def louder(net: Net, gain: float) -> None:
             out[:, head * config.head_dim : (head + 1) * config.head_dim] *= gain
 
 
-def alike_loss(net: Net, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+def batched(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """(tokens [B, T + 1], weights [B, T] that sum to 1) of rows of look-alikes."""
     tokens = torch.tensor([row.ids for row in rows])
     weights = torch.tensor([[float(w == 1.0) for w in row.weights[1:]] for row in rows])
@@ -122,7 +122,7 @@ def _backward(
     (losses * batch.weights).sum().backward()
     report = {"text": float(losses.detach()[batch.is_text].mean())}
 
-    tokens, weights = alike_loss(net, alike)
+    tokens, weights = batched(alike)
     answers = (net.losses(tokens) * weights).sum()
     pairs = [asked(row) for row in alike]
     held = inside(net, tokens[:, :-1])

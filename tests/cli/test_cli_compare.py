@@ -175,7 +175,4 @@ def test_a_recommendation_gives_the_choice_its_reason_and_the_runners_up(command
     assert first.startswith("--memory ")
     assert second.startswith("It recalls ")
     assert "window" in ran.out
-    listed = command("recommend", "--question", "near", "--json")
-    found = json.loads(listed.out.splitlines()[-1])
-    assert found["memory"] == "window"
-    assert found["runners_up"]
+    assert "dense" in ran.out
