@@ -77,7 +77,7 @@ def test_the_rate_goes_up_and_down() -> None:
 
 @pytest.mark.slow
 def test_the_copying_layer_keeps_its_gates() -> None:
-    """A dozen steps on the shipped model: the gates of layer 1 stay, those of the layers above fall."""
+    """A dozen steps on the shipped model: the gates of layer 1 stay, the others fall."""
     net, tokenizer = load_net(TINY)
     gates = []
     for steps in (12, 2, 2):
@@ -85,7 +85,7 @@ def test_the_copying_layer_keeps_its_gates() -> None:
             gates.append(train(Gated(net, 16, 48), tokenizer, GatesConfig(steps=steps, rows=1), True, bar))
     assert torch.equal(gates[1], gates[2])
     assert gates[0].max() <= 1.0
-    assert gates[0][1].min() > gates[0][[2, 3]].max() + 0.1
+    assert gates[0][1].min() > gates[0][[0, 2, 3]].max()
 
 
 def test_rows_know_where_answers_are_predicted() -> None:
