@@ -8,6 +8,8 @@
 #include "model.h"
 #include "vector.h"
 
+#include <utility>
+
 namespace pk {
 namespace PK_SET {
 
@@ -143,63 +145,27 @@ static void product_byte(const char *data, int64_t tile_bytes, int cols, const f
 
 using Product = void (*)(const char *, int64_t, int, const float *, float *, Ahead);
 
-// 0 to 2: the kinds of weights over packed rows; 3: float32 over scores.
+// 0 to 2: the kinds of weights over packed rows (as pk_kind numbers them); 3: float32 over scores.
 constexpr int OVER_SCORES = 3;
 
-template <int T, int R>
-static Product chosen(int kind) {
-  return kind == PK_FLOAT32 ? product_float<T, R, false> : kind == PK_BFLOAT16 ? product_half<T, R> : kind == PK_INT8 ? product_byte<T, R> : product_float<T, R, true>;
+// By kind and number of rows, over T tiles.
+template <int T, int... R>
+static Product chosen(int kind, int rows, std::integer_sequence<int, R...>) {
+  static constexpr Product all[4][sizeof...(R)] = {
+      {product_float<T, R + 1, false>...}, {product_half<T, R + 1>...}, {product_byte<T, R + 1>...}, {product_float<T, R + 1, true>...}};
+  return all[kind][rows - 1];
 }
 
-template <int T>
+template <int T, int MOST>
 static Product chosen(int kind, int rows) {
-  switch (rows) {
-    case 1: return chosen<T, 1>(kind);
-#if PK_LANES >= 8
-    case 2: return chosen<T, 2>(kind);
-    case 3: return chosen<T, 3>(kind);
-    case 4: return chosen<T, 4>(kind);
-    case 5: return chosen<T, 5>(kind);
-#endif
-#if PK_LANES == 16
-    case 6: return chosen<T, 6>(kind);
-    case 7: return chosen<T, 7>(kind);
-    case 8: return chosen<T, 8>(kind);
-    case 9: return chosen<T, 9>(kind);
-    case 10: return chosen<T, 10>(kind);
-    case 11: return chosen<T, 11>(kind);
-#endif
-    default: return chosen<T, ROWS>(kind);
-  }
+  return chosen<T>(kind, rows, std::make_integer_sequence<int, MOST>());
 }
-
-#if PK_LANES == 16
-// Over one tile, more than ROWS rows.
-static Product chosen_tall(int kind, int rows) {
-  switch (rows) {
-    case 13: return chosen<1, 13>(kind);
-    case 14: return chosen<1, 14>(kind);
-    case 15: return chosen<1, 15>(kind);
-    case 16: return chosen<1, 16>(kind);
-    case 17: return chosen<1, 17>(kind);
-    case 18: return chosen<1, 18>(kind);
-    case 19: return chosen<1, 19>(kind);
-    case 20: return chosen<1, 20>(kind);
-    case 21: return chosen<1, 21>(kind);
-    case 22: return chosen<1, 22>(kind);
-    case 23: return chosen<1, 23>(kind);
-    default: return chosen<1, TALL>(kind);
-  }
-}
-#else
-static Product chosen_tall(int, int) { return nullptr; }  // TALL is ROWS
-#endif
 
 // rows <= TALL rows over one or two adjacent tiles; out [rows][32].
 static void product(int kind, const char *data, int64_t tile_bytes, int cols, const float *x, int rows, int tiles, float *out, Ahead ahead = {}) {
-  if (ACROSS == 2 && tiles == 2 && rows > 1 && rows <= ROWS) return chosen<ACROSS>(kind, rows)(data, tile_bytes, cols, x, out, {ahead.at, 2 * ahead.step});
+  if (ACROSS == 2 && tiles == 2 && rows > 1 && rows <= ROWS) return chosen<ACROSS, ROWS>(kind, rows)(data, tile_bytes, cols, x, out, {ahead.at, 2 * ahead.step});
   for (int t = 0; t < tiles; t++)  // one after the other: for one row a tile is read at the speed of memory
-    (rows > ROWS ? chosen_tall(kind, rows) : chosen<1>(kind, rows))(data + t * tile_bytes, tile_bytes, cols, x, out + t * TILE, {ahead.at + t * (tile_bytes * ahead.step / 64), ahead.step});
+    chosen<1, TALL>(kind, rows)(data + t * tile_bytes, tile_bytes, cols, x, out + t * TILE, {ahead.at + t * (tile_bytes * ahead.step / 64), ahead.step});
 }
 
 // Rows in blocks of nearly equal size.
