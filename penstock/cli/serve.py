@@ -12,9 +12,10 @@ from penstock.cli.derive import Common, argument, option
 from penstock.cli.options import DEFAULT_MEMORY
 from penstock.cli.output import ClosedOutput, Output, say
 from penstock.core import Budget
-from penstock.errors import InputError, MissingExtra, UsageError
+from penstock.errors import InputError, MissingExtra, UnknownName, UsageError
 from penstock.methods import parse
 from penstock.models.load import load, parse_device, parse_dtype
+from penstock.models.paths import PATHS
 
 _EXTRA = ("starlette", "uvicorn", "prometheus_client")
 
@@ -44,6 +45,7 @@ class ServeOptions(Common):
     measure: bool = option(False, "Measure the loss of all that is read, at the price of its logits.")
     device: str = option("cpu", "Where to run: cpu, cuda, mps, ...", "D")
     dtype: str | None = option(None, "float32, bfloat16 or float16.  [default: as the model is stored]", "T")
+    path: str = option("auto", f"How steps run: {', '.join(PATHS)}.", "P")
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
@@ -52,6 +54,8 @@ class ServeOptions(Common):
             raise UsageError(f"--requests cannot be {self.requests}: give a whole number from 1 on.")
         if self.state is not None and self.state.exists() and not self.state.is_dir():
             raise UsageError(f"--state {self.state} is not a folder: give one.")
+        if self.path not in PATHS:
+            raise UnknownName("path", self.path, PATHS)
         parse_device(self.device)
         parse_dtype(self.dtype)
         method = parse(self.memory)
@@ -81,7 +85,9 @@ def serve(options: ServeOptions) -> int | None:
     if model.tokenizer is None:
         raise InputError(f"{model.name} has no tokenizer: text cannot be served with it.")
     attic = None if options.state is None else options.state / "attic"
-    engine = Engine(model, options.memory, options.budget, folder=attic, measure=options.measure).run()
+    engine = Engine(
+        model, options.memory, options.budget, folder=attic, measure=options.measure, path=options.path
+    ).run()  # fmt: skip
     try:
         limits = Limits(requests=options.requests)
         access = Access(tokens, options.requests, is_local)

@@ -10,7 +10,7 @@
 What a caller may rely on:
 
     Engine(model, memory="streaming-llm", budget=None, rows=16, ram="1GiB", folder=None, policy="first-come",
-           clock=RealClock(), *, chunk=64, tokens=256, lag=None, path="eager", measure=False, targets=None,
+           clock=RealClock(), *, chunk=64, tokens=256, lag=None, path="auto", measure=False, targets=None,
            draft=None, demotion="swap", ...)
     engine.open(id=None, *, lag=None)     EngineSession; an id that exists is refused, one that is None is made up
     engine.resume(path, id=None)          a session from a snapshot (of an engine or of `Session.save`)

@@ -49,7 +49,7 @@ class Engine(Running):
         budget: Budget | int | str | None = None, rows: int = 16, ram: int | str = "1GiB",
         folder: str | Path | None = None, policy: str | Policy = "first-come", clock: Clock | None = None, *,
         chunk: int = CHUNK, tokens: int = 256, logits: int = 256, device: int | str | None = None, quantum: int = 8,
-        lag: Lag | None = None, path: str = "eager", measure: bool = False, patience: float = 10.0,
+        lag: Lag | None = None, path: str = "auto", measure: bool = False, patience: float = 10.0,
         targets: Targets | None = None, draft: Drafting | None = None, demotion: str | Costs = "swap",
     ) -> None:  # fmt: skip
         for name, value in {"rows": rows, "chunk": chunk, "tokens": tokens, "logits": logits}.items():
@@ -74,7 +74,7 @@ class Engine(Running):
         self.controller = None if targets is None else Controller(targets)
         self.guesses = None if draft is None else Guesses(draft, self.memory, self.model.attached.vocabulary)
         self.by_phase = not all(c.is_simple for c in self.memory.cascades)
-        self.batches = self.memory.is_bounded and not self.by_phase  # adjacent answers share one read
+        self.batches = self.memory.is_bounded and not self.by_phase and self.runner.now == "eager"  # see passes.py
         self.quantum, self.default_lag = quantum, Lag() if lag is None else lag
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ from penstock.memory.tiers import BlockStore
 
 _LOOK = 4  # blocks that are looked at for one that a question reads
 _GLANCE = 2  # and for one that is read for a unit while reading
+_LATER = 4  # the first run, from which the index learns its centres, is so many times as long as later ones
 _JOIN = 8  # runs are joined up to this part of the capacity
 _SERIAL = counter()
 
@@ -43,7 +44,7 @@ class Archived:
     apart: bool  # each head reads blocks of its own
     store: BlockStore | None = None
     count: int = 0
-    run: int = 0  # blocks in a run, settled when the store is opened
+    run: int = 0  # blocks in the first run, settled when the store is opened
     summary: Rows = field(default=None)  # type: ignore[assignment]  # of the open run
     codes: Rows = field(default=None)  # type: ignore[assignment]  # of the same blocks, once there are centres
     index: BlockIndex = field(default_factory=BlockIndex)
@@ -74,6 +75,11 @@ class Archived:
         rows = heads * self.selector.rows(block)
         summary = rows * self.selector.width(self.layout.place.layer.key_width) * 4
         return Sizes(self.layout.nbytes, self._each, summary, 3 * rows)  # two bytes in a list, and the lists' starts
+
+    @property
+    def _length(self) -> int:
+        """Blocks of the open run when it is full."""
+        return self.run if self.index.centres is None else max(1, self.run // _LATER)
 
     @property
     def base(self) -> int:
@@ -118,7 +124,7 @@ class Archived:
         out = replace(out, table=table, ends=ends)
         new = self.selector.summary(keys, chosen, table).cpu()
         while len(new):
-            room = out.run - len(out.summary)
+            room = max(0, out._length - len(out.summary))
             out, new = out._summed(new[:room]), new[room:]
         return out._counted()
 
@@ -147,7 +153,7 @@ class Archived:
             codes = codes.append(index.codes(self.selector.points(new)))
             index = index.since(self.oldest)
         out = replace(self, count=self.count + len(new), summary=summary, codes=codes, index=index)
-        if len(summary) < self.run:
+        if len(summary) < self._length:
             return out
         if index.centres is None:
             points = self.selector.points(torch.cat(summary.parts))
@@ -156,7 +162,8 @@ class Archived:
         assert self.store is not None
         most = max(self.run, self.store.capacity // self._each // _JOIN)
         index = index.with_run(self.base, torch.cat(codes.parts), most)
-        return replace(out, index=index, summary=summary.none(self.run), codes=codes.none(self.run))
+        out = replace(out, index=index)
+        return replace(out, summary=summary.none(out._length), codes=codes.none(out._length))
 
     def _counted(self) -> Archived:
         """Counted by the pool as main memory."""

@@ -23,11 +23,12 @@ ACTIONS = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("path", ["eager", "auto"])
 @settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
 @given(ACTIONS, st.sampled_from(sorted(POLICIES)), st.sampled_from(["streaming-llm", "window", "dense", "infllm"]))
-def test_company_changes_nothing(actions: list[tuple[int, str, int]], policy: str, memory: str) -> None:
+def test_company_changes_nothing(path: str, actions: list[tuple[int, str, int]], policy: str, memory: str) -> None:
     budget = {"dense": None, "infllm": 48}.get(memory, 24)
-    e = engine(memory, budget, policy=policy, tokens=40, chunk=16, quantum=2)
+    e = engine(memory, budget, policy=policy, tokens=40, chunk=16, quantum=2, path=path)
     sessions = [e.open() for _ in range(4)]
     expected = [alone(e) for _ in range(4)]
     answers: list[tuple[Any, str]] = []
