@@ -68,7 +68,7 @@ class ServeOptions(Common):
 def serve(options: ServeOptions) -> int | None:
     """Serve many endless sessions on one model, over HTTP."""
     from penstock.engine import Engine
-    from penstock.engine.allocator import share_arenas
+    from penstock.engine.allocator import set_apart, share_arenas
     from penstock.serve.access import Access, read_tokens
     from penstock.serve.app import create_app
     from penstock.serve.http import Limits
@@ -110,6 +110,7 @@ def serve(options: ServeOptions) -> int | None:
             except ClosedOutput as error:  # who started it does not read it: it serves all the same
                 closed.append(error)
 
+        set_apart()
         HttpServer(app, listener, ready).serve_here()
         if options.json and not closed:
             out.document({"ended": True, "sessions": len(house.sessions)})

@@ -44,17 +44,17 @@ class Split:
                 plan.read = self._reading.read
         dtype = self.memory.geometry.dtype
         hidden = torch.empty(count, self.weights.hidden)
-        query = torch.empty(count, self._heads, self._width, dtype=dtype)
         own = lib.Stretch(
-            tokens=tokens.data_ptr(), hidden=hidden.data_ptr(), query=query.data_ptr(), count=count,
-            threads=self.weights.threads(count),
-        )  # fmt: skip
+            tokens=tokens.data_ptr(), hidden=hidden.data_ptr(), count=count, threads=self.weights.threads(count)
+        )
+        heads = (self._heads, self._kv, self._kv)
         for i, layer in enumerate(self._layers):
-            # Keys and values are the memory's from here on: each layer has tensors of its own.
-            key, value = (torch.empty(count, self._kv, self._width, dtype=dtype) for _ in range(2))
-            own.layer, own.key, own.value = i, key.data_ptr(), value.data_ptr()
+            # They are the memory's from here on, queries until their unit ends: each layer has tensors of its own.
+            made = [torch.empty(count, each, self._width, dtype=dtype) for each in heads]
+            own.query, own.key, own.value = (x.data_ptr() for x in made)
+            own.layer = i
             self._call(own)
-            parts = (x.transpose(0, 1)[None] for x in (query, key, value))
+            parts = (x.transpose(0, 1)[None] for x in made)
             attended = step.attend(layer, *parts, scale=self.weights.scale).contiguous()
             own.attended = attended.data_ptr()
         own.layer = len(self._layers)

@@ -25,7 +25,7 @@ from penstock.memory.archive_sizes import Sizes
 from penstock.memory.block_index import CENTRES, BlockIndex, number
 from penstock.memory.entries import Entries
 from penstock.memory.parts import Place
-from penstock.memory.retrieval import Selector, shares
+from penstock.memory.retrieval import Selector, ranked, shares
 from penstock.memory.tiers import BlockStore
 
 _LOOK = 4  # blocks that are looked at for one that a question reads
@@ -190,7 +190,7 @@ class Archived:
         which, scores = self._candidates(asked, first, max(most, slots - (self.count - max(first, self.base))))
         weights = shares(scores).sum(1)  # [H, C, m]
         weights = weights.transpose(0, 1) if self.apart else weights.sum(0)  # [C, (H,) m]
-        best = weights.topk(min(slots, len(which)), dim=-1).indices
+        best = ranked(weights).topk(min(slots, len(which)), dim=-1).indices
         return which[best].sort(-1).values
 
     def _candidates(self, asked: Tensor, first: int, most: int) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from penstock.memory.retrieval import ranked
 from penstock.memory.vector import Buffer
 
 CENTRES = 1024  # per head, at most
@@ -158,7 +159,7 @@ class BlockIndex:
         if least:
             some, worth = some[some >= least], worth[some >= least]
         if len(some) > most:
-            some = np.sort(some[np.argpartition(worth, -most)[-most:]])
+            some = np.sort(some[np.argpartition(ranked(torch.from_numpy(worth)).numpy(), -most)[-most:]])
         elif len(some) < most:
             others = np.setdiff1d(np.arange(max(least, end - most), end), some)
             some = np.sort(np.concatenate((some, others[len(some) - most :])))

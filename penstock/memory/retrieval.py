@@ -185,3 +185,14 @@ def shares(scores: Tensor) -> Tensor:
     Heads speak on different scales: a sum of scores is decided by the loudest, a sum of shares by the head that knows.
     """
     return scores.softmax(-1)
+
+
+def ranked(weights: Tensor) -> Tensor:
+    """Weights [..., m] of blocks in stream order as int64 that sort alike, where of equals the newer comes first.
+
+    A token that comes again has the same raw key in the first layer, so equal weights are common, and rounding must not
+    choose among them: what differs by less than a part in some thousand counts as equal.
+    """
+    steps = (weights.clamp(min=1e-30).log2() * 4096).round().to(torch.int64)
+    count = weights.shape[-1]
+    return steps * count + torch.arange(count, device=weights.device)

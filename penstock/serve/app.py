@@ -23,7 +23,7 @@ from penstock.serve import openai, streams
 from penstock.serve.access import Access
 from penstock.serve.console import console_routes
 from penstock.serve.house import House
-from penstock.serve.http import Endpoint, Limits, Server, guarded, refused, server_of
+from penstock.serve.http import Endpoint, Limits, Server, guarded, path_of, refused, server_of
 from penstock.serve.metrics import Metrics
 from penstock.serve.realtime.line import nowhere, realtime
 from penstock.serve.refusal import Refusal, refusal_of
@@ -132,7 +132,7 @@ def _routes() -> list[BaseRoute]:
 async def _unrouted(request: Request, error: Exception) -> Response:
     """What Starlette itself refuses: no such path, not this method, a body that ended early."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    what = f"{request.method} {request.url.path}"
+    what = f"{request.method} {path_of(request)}"
     sentence = {
         404: f"there is nothing at {what}: see docs/protocol.md.",
         405: f"{what} is not a method of this path: see docs/protocol.md.",

@@ -18,19 +18,20 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from penstock.serve.refusal import Refusal
 
-# What uvicorn writes of every client that breaks the rules: anybody could fill a disk with it.
+# What uvicorn and asyncio write of clients that break the rules or leave: anybody could fill a disk with it.
 _THEIRS = (
     "Invalid HTTP request", "ASGI callable returned without completing", "Unsupported upgrade request",
-    "No supported WebSocket library", "Exceeded concurrency limit",
+    "No supported WebSocket library", "Exceeded concurrency limit", "socket.send() raised exception",
 )  # fmt: skip
 
 
 def is_ours(record: logging.LogRecord) -> bool:
-    """Whether a line of uvicorn's log is about this server and not about what a client sent."""
+    """Whether a line of a log is about this server and not about what a client did."""
     return not record.getMessage().startswith(_THEIRS)
 
 
-logging.getLogger("uvicorn.error").addFilter(is_ours)
+for _name in ("uvicorn.error", "asyncio"):
+    logging.getLogger(_name).addFilter(is_ours)
 
 
 class HttpConnection(H11Protocol):

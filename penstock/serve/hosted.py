@@ -47,6 +47,7 @@ class Hosted:
         self.is_waking = False
         self.is_taken = False  # by a Realtime connection
         self.is_closed = False
+        self.on_closed: Callable[[], object] = lambda: None  # in whatever thread closes it
         self.backlog: deque[Record] = deque()
         self.asked: dict[int, Asked] = {}  # by the number of the question's record
         self.answers: dict[int, list[int]] = {}  # token ids of those to questions in the backlog
@@ -191,6 +192,7 @@ class Hosted:
                 if delete:
                     self.folder.delete()
             self.changed.notify_all()
+        self.on_closed()
 
     # -- checks -------------------------------------------------------------------------------------------------
 

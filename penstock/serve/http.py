@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 
 from penstock.serve.access import Access, Caller
@@ -90,6 +90,12 @@ def server_of(request: Request) -> Server:
     return server
 
 
+def path_of(connection: HTTPConnection) -> str:
+    """Its path, shortened.  Not of its `url`: a cache of the standard library keeps what is parsed, up to 16 MB."""
+    path: str = connection.scope["path"]
+    return path if len(path) <= 200 else f"{path[:200]}..."
+
+
 def caller_of(request: Request) -> Caller:
     caller: Caller = request.scope["caller"]
     return caller
@@ -116,7 +122,7 @@ def guarded(endpoint: Endpoint) -> Endpoint:
         except Exception as error:
             refusal = refusal_of(error)
             if refusal.status == 500:
-                log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+                log.error("%s %s failed", request.method, path_of(request), exc_info=error)
             return refused(refusal)
 
     guard.__name__ = getattr(endpoint, "__name__", "endpoint")

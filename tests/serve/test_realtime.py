@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import openai
 import pytest
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from penstock.models.load import Model
@@ -299,3 +300,21 @@ def test_a_stopping_server_says_goodbye(serving: Callable[..., Any], model: Mode
                 kinds.append(json.loads(line.recv())["type"])
         stopping.join()
         assert kinds[-1] == "response.done"
+
+
+def test_a_session_deleted_while_it_answers(serving: Callable[..., Any], model: Model, caplog: Any) -> None:
+    """Once the connection stayed open until its client said something, and the answer's task failed in the log."""
+    running = serving(model, budget=64)
+    for _ in range(8):
+        with connect(f"{running.address.replace('http', 'ws')}/v1/realtime?model={model.name}") as line:
+            line.send(json.dumps({"type": "conversation.item.create", "item": user("go on")}))
+            line.send(json.dumps({"type": "response.create"}))
+            while "delta" not in json.loads(line.recv())["type"]:
+                pass
+            for each in running.http.get("/v1/sessions").json()["data"]:
+                running.http.delete(f"/v1/sessions/{each['id']}")
+            with pytest.raises(ConnectionClosedError, match="1008"):
+                for _ in line:
+                    pass
+    gc.collect()
+    assert not [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]

@@ -22,7 +22,7 @@ from penstock.models.chat import turns
 from penstock.serve.access import Caller
 from penstock.serve.asked import Deliver, Finished
 from penstock.serve.hosted import PATIENCE, Hosted
-from penstock.serve.http import Hearing, Server, log
+from penstock.serve.http import Hearing, Server, log, path_of
 from penstock.serve.prompt import chat_tokens
 from penstock.serve.realtime.outputs import Admit, Flow, Put, Release, Send, Speak, Stop
 from penstock.serve.realtime.protocol import Facts, Protocol
@@ -65,13 +65,16 @@ class Line:
 
     async def run(self) -> None:
         """Serve the connection."""
+        loop, closed = asyncio.get_running_loop(), asyncio.Event()
+        self.hosted.on_closed = lambda: loop.call_soon_threadsafe(closed.set)
         draining: asyncio.Future[Any] = asyncio.ensure_future(self.server.draining.wait())
+        deleted: asyncio.Future[Any] = asyncio.ensure_future(closed.wait())
         reader: asyncio.Future[Any] = asyncio.ensure_future(self._read())
         sender: asyncio.Future[Any] = asyncio.ensure_future(self._send())
         code = NORMAL
         try:
             await self._flow(self.protocol.begin())
-            await asyncio.wait({reader, sender, draining}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, sender, draining, deleted}, return_when=asyncio.FIRST_COMPLETED)
             if draining.done() and not reader.done() and not sender.done():
                 code = GOING_AWAY
                 await self._farewell(reader, sender)
@@ -83,13 +86,14 @@ class Line:
             if self.hosted.is_closed:
                 code = DELETED
         finally:
-            for task in (reader, sender, draining, *self._speakers):
+            self.hosted.on_closed = lambda: None
+            for task in (reader, sender, draining, deleted, *self._speakers):
                 task.cancel()
             for hearing in self.hearings.values():
                 hearing.close()
             self.server.answering -= len(self.seats)
             self.seats.clear()
-            await asyncio.gather(reader, sender, draining, *self._speakers, return_exceptions=True)
+            await asyncio.gather(reader, sender, draining, deleted, *self._speakers, return_exceptions=True)
         with contextlib.suppress(RuntimeError, WebSocketDisconnect, OSError):
             await self.websocket.close(code)
 
@@ -233,7 +237,8 @@ class Line:
             refusal = refusal_of(error)
             if refusal.status == 500:
                 log.error("an answer failed", exc_info=error)
-            await self._flow(self.protocol.failed(id, refusal))
+            with contextlib.suppress(Refusal):  # the session was deleted: the connection ends by itself
+                await self._flow(self.protocol.failed(id, refusal))
         finally:
             self._release(id)
 
@@ -266,7 +271,7 @@ async def realtime(websocket: WebSocket) -> None:
 
 async def nowhere(websocket: WebSocket) -> None:
     """A WebSocket to any other path."""
-    raise Refusal(f"there is no WebSocket at {websocket.url.path}: use /v1/realtime.", 404, code="not_found")
+    raise Refusal(f"there is no WebSocket at {path_of(websocket)}: use /v1/realtime.", 404, code="not_found")
 
 
 async def _enter(websocket: WebSocket, server: Server, caller: Caller) -> tuple[Hosted, bool]:
