@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of the model; the rest of the machine is idle")
     parser.add_argument("--budget", type=int, default=256)
     parser.add_argument("--rows", type=int, default=16, help="batch: sessions")
-    parser.add_argument("--path", default="eager", choices=("eager", "compiled"), help="batch: how steps are run")
+    parser.add_argument("--path", default="auto", help="batch, pace: how steps are run")
     parser.add_argument("--sessions", type=int, default=500, help="live: sessions")
     parser.add_argument("--minutes", type=float, default=30, help="live: simulated minutes")
     parser.add_argument("--rate", type=float, default=0.5, help="live: tokens per simulated second and session")
@@ -65,7 +65,7 @@ def main() -> None:
         "batch": lambda: serve_batch.run(model, a.rows, a.budget, tokens=64, rounds=5, path=a.path),
         "live": lambda: live.run(model, a.sessions, a.minutes, a.rate, a.burst, a.budget, a.ram, a.plan),
         "first": lambda: first.run(model, 3, a.pages, 10.0, a.tokens, a.budget),
-        "pace": lambda: pace.run(model, a.live, a.file, a.budget, a.processor_time),
+        "pace": lambda: pace.run(model, a.live, a.file, a.budget, a.processor_time, a.path),
         "goodput": lambda: goodput.run(
             model, a.requests, [float(load) for load in a.loads.split(",")], a.capacity, first=5.0, between=0.5
         ),
