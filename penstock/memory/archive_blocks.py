@@ -28,8 +28,8 @@ from penstock.memory.parts import Place
 from penstock.memory.retrieval import Selector, ranked, shares
 from penstock.memory.tiers import BlockStore
 
-_LOOK = 4  # blocks that are looked at for one that a question reads
-_GLANCE = 2  # and for one that is read for a unit while reading
+_LOOK, _LISTS = 4, 4  # blocks that are looked at for one that a question reads, in so many lists of the index
+_GLANCE, _FEW = 2, 2  # and for one that is read for a unit while reading
 _LATER = 4  # the first run, from which the index learns its centres, is so many times as long as later ones
 _JOIN = 8  # runs are joined up to this part of the capacity
 _SERIAL = counter()
@@ -186,18 +186,18 @@ class Archived:
         query = query.float().mean(2, keepdim=True) if together else query.float()
         scale = self.layout.place.layer.key_width**-0.5
         asked = self.selector.project(query * scale, self.table).cpu()
-        most = (_GLANCE if together else _LOOK) * slots
-        which, scores = self._candidates(asked, first, max(most, slots - (self.count - max(first, self.base))))
+        most, near = (_GLANCE * slots, _FEW) if together else (_LOOK * slots, _LISTS)
+        which, scores = self._candidates(asked, first, max(most, slots - (self.count - max(first, self.base))), near)
         weights = shares(scores).sum(1)  # [H, C, m]
         weights = weights.transpose(0, 1) if self.apart else weights.sum(0)  # [C, (H,) m]
         best = ranked(weights).topk(min(slots, len(which)), dim=-1).indices
         return which[best].sort(-1).values
 
-    def _candidates(self, asked: Tensor, first: int, most: int) -> tuple[Tensor, Tensor]:
+    def _candidates(self, asked: Tensor, first: int, most: int, lists: int) -> tuple[Tensor, Tensor]:
         """Blocks [m], up to `most` of the index, and their scores [H, g, C, m] by scaled queries [H, g, C, D']."""
         near, ids, scores = max(first, self.base), [], []
         if first < self.base:
-            some = self.index.search(asked, first, most)
+            some = self.index.search(asked, first, most, lists)
             summary, there = self._looked_at(some)
             if len(summary):
                 ids.append(some[there])

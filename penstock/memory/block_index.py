@@ -29,8 +29,7 @@ from penstock.memory.vector import Buffer
 CENTRES = 1024  # per head, at most
 _TRAINED = 8192  # vectors that centres are made from, per head, at most
 _ROUNDS = 1  # of moving centres to the middle of what is near to them
-_NEAR = 2  # lists that a query looks into, per head of it
-_LISTS = 64  # and all queries of a step together
+_LISTS = 128  # that all queries of a step look into together
 _JOINED = 4  # runs of one size that become one
 _OFFSETS = 1 << 16  # blocks that a run can number
 _TILE = 256  # vectors that are compared with all centres at once
@@ -143,10 +142,10 @@ class BlockIndex:
         sizes = sizes.view(self.book.shape[:2])
         return replace(self, runs=runs, sizes=sizes, logs=sizes.log()[:, None])
 
-    def search(self, query: Tensor, oldest: int, most: int) -> Tensor:
+    def search(self, query: Tensor, oldest: int, most: int, near: int = 2) -> Tensor:
         """[m] int64, sorted: up to `most` blocks, none older than `oldest`, for scaled queries [H, g, C, D'].
 
-        The newest blocks of the index fill up what the lists do not give.
+        Each head of a query looks into `near` lists; the newest blocks of the index fill up what these do not give.
         """
         runs = [run for run in self.runs if run.last > oldest]
         if not runs:
@@ -154,7 +153,7 @@ class BlockIndex:
         begin, end = max(oldest, runs[0].first), runs[-1].last
         if end - begin <= most:
             return torch.arange(begin, end)
-        some, worth = _worth(runs, *self._lists(query))
+        some, worth = _worth(runs, *self._lists(query, near))
         least, end = max(0, oldest - runs[0].first), end - runs[0].first
         if least:
             some, worth = some[some >= least], worth[some >= least]
@@ -165,13 +164,13 @@ class BlockIndex:
             some = np.sort(np.concatenate((some, others[len(some) - most :])))
         return torch.from_numpy(some) + runs[0].first
 
-    def _lists(self, query: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def _lists(self, query: Tensor, near: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The lists to look into, and how much a block in each is worth: the largest share that some query gives it."""
         assert self.sizes is not None
         assert self.logs is not None
         scores = query.flatten(1, 2) @ self.book.mT  # [H, n, K]
         total = torch.logsumexp(scores + self.logs, -1, keepdim=True)
-        value, where = scores.masked_fill_(self.logs.isinf(), -torch.inf).topk(min(_NEAR, scores.shape[-1]), dim=-1)
+        value, where = scores.masked_fill_(self.logs.isinf(), -torch.inf).topk(min(near, scores.shape[-1]), dim=-1)
         value = (value - total).exp()
         worth = torch.zeros(self.sizes.shape).scatter_reduce_(1, where.flatten(1), value.flatten(1), "amax").flatten()
         best = worth.topk(min(_LISTS, len(worth)))
