@@ -28,8 +28,12 @@ from penstock.memory.parts import Place
 from penstock.memory.retrieval import Selector, ranked, shares
 from penstock.memory.tiers import BlockStore
 
-_LOOK, _LISTS = 4, 4  # blocks that are looked at for one that a question reads, in so many lists of the index
-_GLANCE, _FEW = 2, 2  # and for one that is read for a unit while reading
+_LOOK, _LISTS = (
+    4,
+    4,
+)  # blocks that are looked at for one that a token of a question reads, in so many lists of the index
+_ALL = 512  # blocks that several tokens of a question look at together, where one looks at fewer
+_GLANCE, _FEW = 2, 2  # as the first two, for a unit while reading
 _LATER = 4  # the first run, from which the index learns its centres, is so many times as long as later ones
 _JOIN = 8  # runs are joined up to this part of the capacity
 _SERIAL = counter()
@@ -187,6 +191,7 @@ class Archived:
         scale = self.layout.place.layer.key_width**-0.5
         asked = self.selector.project(query * scale, self.table).cpu()
         most, near = (_GLANCE * slots, _FEW) if together else (_LOOK * slots, _LISTS)
+        most = max(most, min(most * count, _ALL))
         which, scores = self._candidates(asked, first, max(most, slots - (self.count - max(first, self.base))), near)
         weights = shares(scores).sum(1)  # [H, C, m]
         weights = weights.transpose(0, 1) if self.apart else weights.sum(0)  # [C, (H,) m]

@@ -29,8 +29,8 @@ from penstock.memory.vector import Buffer
 CENTRES = 1024  # per head, at most
 _TRAINED = 8192  # vectors that centres are made from, per head, at most
 _ROUNDS = 1  # of moving centres to the middle of what is near to them
-_LISTS = 128  # that all queries of a step look into together
-_LISTED = 8192  # and blocks in them, about
+_LISTS = 512  # that all queries of a step look into together
+_LISTED, _ASKING = 8192, 4  # and blocks in them, about, for each of up to so many queries
 _JOINED = 4  # runs of one size that become one
 _OFFSETS = 1 << 16  # blocks that a run can number
 _TILE = 256  # vectors that are compared with all centres at once
@@ -176,7 +176,8 @@ class BlockIndex:
         worth = torch.zeros(self.sizes.shape).scatter_reduce_(1, where.flatten(1), value.flatten(1), "amax").flatten()
         best = worth.topk(min(_LISTS, len(worth)))
         size = self.sizes.flatten()[best.indices]
-        kept = (best.values > 0) & (size.cumsum(0) - size < _LISTED)  # those that begin within it
+        limit = _LISTED * min(query.shape[2], _ASKING)
+        kept = (best.values > 0) & (size.cumsum(0) - size < limit)  # those that begin within it
         lists: NDArray[np.int64] = best.indices[kept].numpy()
         weights: NDArray[np.float32] = best.values[kept].numpy()
         return lists, weights
