@@ -31,6 +31,7 @@ from bench.report import finish, say
 from bench.serving import drafts, first, goodput, live, load_public, pace
 from penstock.engine.allocator import share_arenas
 from penstock.models.load import load
+from penstock.models.paths import PATHS
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of the model; the rest of the machine is idle")
     parser.add_argument("--budget", type=int, default=256)
     parser.add_argument("--rows", type=int, default=16, help="batch: sessions")
-    parser.add_argument("--path", default="auto", help="batch, pace: how steps are run")
+    parser.add_argument("--path", default="auto", choices=PATHS, help="batch, pace: how steps are run")
     parser.add_argument("--sessions", type=int, default=500, help="live: sessions")
     parser.add_argument("--minutes", type=float, default=30, help="live: simulated minutes")
     parser.add_argument("--rate", type=float, default=0.5, help="live: tokens per simulated second and session")

@@ -21,6 +21,7 @@ from bench.bandwidth import measure_bandwidth
 from bench.report import finish, say, table
 from penstock.engine import Engine, Finish
 from penstock.models.load import Model, load
+from penstock.models.paths import PATHS
 from penstock.worlds.library import heldout_text
 
 
@@ -58,7 +59,7 @@ def seconds(engine: Engine, streams: list[list[int]], tokens: int) -> tuple[floa
     return spent, said
 
 
-def run(model: Model, rows: int, budget: int, tokens: int, rounds: int, path: str = "eager") -> dict[str, Any]:
+def run(model: Model, rows: int, budget: int, tokens: int, rounds: int, path: str = "auto") -> dict[str, Any]:
     """Rounds alternate; medians."""
     threads = torch.get_num_threads()
     streams = texts(model, rows, budget)
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--path", default="eager", choices=("eager", "compiled"))
+    parser.add_argument("--path", default="auto", choices=PATHS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     a = arguments

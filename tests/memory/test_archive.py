@@ -395,8 +395,10 @@ def test_what_a_choice_looks_at_does_not_grow(tmp_path: Path, monkeypatch: pytes
     )
     fetched: list[int] = []
     scored: list[int] = []
-    fetch, score = BlockStore.fetch, Representatives.score
-    monkeypatch.setattr(BlockStore, "fetch", lambda self, ids: (fetched.append(len(ids)), fetch(self, ids))[1])
+    fetch, score = BlockStore.fetch_bytes, Representatives.score
+    monkeypatch.setattr(
+        BlockStore, "fetch_bytes", lambda self, ids, part: (fetched.append(len(ids)), fetch(self, ids, part))[1]
+    )
     monkeypatch.setattr(
         Representatives, "score", lambda self, rows, query: (scored.append(len(rows)), score(self, rows, query))[1]
     )
@@ -411,6 +413,12 @@ def test_what_a_choice_looks_at_does_not_grow(tmp_path: Path, monkeypatch: pytes
         blocks.choose(torch.randn(2, 2, 1, 8, generator=torch.Generator().manual_seed(0)), slots)
         assert sum(fetched) <= 4 * slots
         assert sum(scored) <= 4 * slots + blocks.run
+        assert blocks.count - blocks.base < blocks.run // 4, "runs behind the first are a fourth of it"
+        fetched.clear()
+        blocks.choose(torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)), slots)
+        assert 4 * slots < sum(fetched) <= 8 * 4 * slots, "tokens of a question do not share what one looks at"
+        fetched.clear()
+        blocks.choose(torch.randn(2, 2, 1, 8, generator=torch.Generator().manual_seed(0)), slots)
         seen.append((sum(fetched), blocks.live))
     assert seen[1][1] > 3 * seen[0][1]
     assert seen[1][0] == seen[0][0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import socket
 import struct
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from penstock.core import SimulatedClock
+from penstock.engine.allocator import set_apart
 from penstock.models.load import Model
 from penstock.serve.access import Access, Caller, _hash
 from penstock.serve.app import STUCK
@@ -249,3 +252,26 @@ def test_a_step_that_does_not_end_is_told(server: Any) -> None:
     healthy = http.get("/health").json()
     assert (healthy["status"], healthy["faults"], healthy["sessions"], healthy["stuck"]) == ("ok", [], 2, 0)
     assert "penstock_stuck_sessions 0.0" in http.get("/metrics").text.splitlines()
+
+
+def test_a_long_address_is_not_kept(serving: Callable[..., Any], model: Model) -> None:
+    """Once a cache of the standard library kept the last 128 of them, up to 16 MB."""
+    running = serving(model)
+    host, port = running.address.removeprefix("http://").split(":")
+    before = urllib.parse.urlsplit.cache_info()  # type: ignore[attr-defined]
+    with socket.create_connection((host, int(port)), timeout=20) as line:
+        line.sendall(b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: line.recv(1 << 16), b""))
+    assert answer.startswith(b"HTTP/1.1 404")
+    assert len(answer) < 1000
+    after = urllib.parse.urlsplit.cache_info()  # type: ignore[attr-defined]
+    assert after.misses == before.misses
+
+
+def test_closed_sessions_do_not_wait_for_the_models_garbage() -> None:
+    """What lives as long as the server is not looked through for it."""
+    try:
+        set_apart()
+        assert gc.get_freeze_count() > 100_000
+    finally:
+        gc.unfreeze()

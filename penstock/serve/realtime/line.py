@@ -67,6 +67,8 @@ class Line:
         """Serve the connection."""
         loop, closed = asyncio.get_running_loop(), asyncio.Event()
         self.hosted.on_closed = lambda: loop.call_soon_threadsafe(closed.set)
+        if self.hosted.is_closed:  # before anybody listened
+            closed.set()
         draining: asyncio.Future[Any] = asyncio.ensure_future(self.server.draining.wait())
         deleted: asyncio.Future[Any] = asyncio.ensure_future(closed.wait())
         reader: asyncio.Future[Any] = asyncio.ensure_future(self._read())
