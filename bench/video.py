@@ -146,7 +146,13 @@ def rate(model: str | None, memory: str, budget: str | None, rounds: int) -> dic
 
 
 def drop(
-    model: str | None, memory: str, budget: str | None, seconds: float, reducers: Sequence[str], seed: int, apart: bool
+    model: str | None,
+    memory: str,
+    budget: str | None,
+    seconds: float,
+    reducers: Sequence[str],
+    seed: int,
+    **limits: bool,
 ) -> dict[str, Any]:
     """Tokens dropped, and what it costs on questions with known answers."""
     rows, base = [], 0.0
@@ -156,7 +162,7 @@ def drop(
         chain = [] if reduce == "none" else [reduce]
         sight = open_sight(model, memory, budget)
         asks = [Question(q.asked_at, i, q.text) for i, q in enumerate(questions)]
-        watch, events = watching(shapes(seed), sight, chain, asks, seconds=seconds, apart=apart)
+        watch, events = watching(shapes(seed), sight, chain, asks, seconds=seconds, **limits)
         for _ in watch.run():
             pass
         right = [
@@ -273,6 +279,7 @@ def main() -> None:
     parser.add_argument("--clip", type=float, default=60.0, help="seconds of the clip of first")
     parser.add_argument("--seed", type=int, default=5, help="of the shapes of drop")
     parser.add_argument("--apart", action="store_true", help="ask the questions of drop of snapshots")
+    parser.add_argument("--as-left", action="store_true", help="drop: ask of the newest frame as it was left")
     parser.add_argument("--reduce", action="append", help="a reducer of drop; may be repeated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -287,7 +294,9 @@ def main() -> None:
     runs = {
         "hour": lambda: hour(*common, given.frames),
         "rate": lambda: rate(*common, given.rounds),
-        "drop": lambda: drop(*common, given.seconds, given.reduce or REDUCERS, given.seed, given.apart),
+        "drop": lambda: drop(
+            *common, given.seconds, given.reduce or REDUCERS, given.seed, apart=given.apart, as_left=given.as_left
+        ),
         "first": lambda: first(*common, given.clip, given.rounds),
     }
     with machine.quiet():

@@ -97,6 +97,10 @@ class WatchOptions(Common):
         "the answer, and the answer is no part of the stream.  Always so on a real clock, unless the memory keeps what "
         "is read and what is written apart (group-positions).",
     )  # fmt: skip
+    as_left: bool = option(
+        False, "Ask of the newest frame as the reducers left it.  [default: a question first brings back, whole, the "
+        "newest frame, if they left some of it out]",
+    )  # fmt: skip
     decoders: int = option(1, "Decode so many groups of pictures at once.", "N")
     device: str = option("cpu", "Where to run: cpu, cuda, mps, ...", "D")
     dtype: str | None = option(None, "float32, bfloat16 or float16.  [default: as the model is stored]", "T")
@@ -176,7 +180,7 @@ class WatchOptions(Common):
         seconds = self.seconds
         if seconds is None and self.frames is None and self.where.startswith("world:") and not self.serve:
             seconds = WORLD_SECONDS
-        return Limits(self.frames, seconds, self.max_new, self.speech, self.apart)
+        return Limits(self.frames, seconds, self.max_new, self.speech, self.apart, self.as_left)
 
 
 def watch(options: WatchOptions) -> None:

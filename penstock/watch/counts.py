@@ -31,3 +31,4 @@ class Limits:
     max_new: int = 64
     speech: float | None = None  # tokens of an answer per second of the video's clock; None: it takes no time
     apart: bool = False  # answers come from a snapshot and do not enter the stream
+    as_left: bool = False  # a question does not bring back what reducers left out of the newest frame

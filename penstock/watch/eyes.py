@@ -21,8 +21,8 @@ class Eyes(Protocol):
     def encode(self, frames: Sequence[Frame]) -> Moment:
         """The tokens of at most `unit` frames; called from a thread of its own, in the order of the stream."""
 
-    def read(self, visual: Moment, reduced: Reduced) -> int:
-        """Put the tokens that stay into the session's memory; returns how many entered."""
+    def read(self, visual: Moment, reduced: Reduced, into: Any = None) -> int:
+        """Put the tokens that stay into the session's memory, or into that of a fork; returns how many entered."""
 
 
 class Reader(Protocol):

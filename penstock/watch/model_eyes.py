@@ -70,7 +70,7 @@ class ModelEyes:
         self._tower_state, out = self.tower.step(self._tower_state, layers, hidden)
         return out
 
-    def read(self, visual: Moment, reduced: Reduced) -> int:
+    def read(self, visual: Moment, reduced: Reduced, into: Session | None = None) -> int:
         assert isinstance(visual, Encoded)
         assert visual.of_model is not None
         kept = visual.of_model
@@ -80,7 +80,7 @@ class ModelEyes:
             kept = kept.keep(reduced.index)
         if reduced.carriers is not None:
             kept = carried(kept, reduced.carriers)
-        return self.session.ingest_embeddings(kept)
+        return (into or self.session).ingest_embeddings(kept)
 
 
 def carried(visual: Visual, carriers: Tensor) -> Visual:

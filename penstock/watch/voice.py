@@ -8,6 +8,7 @@ the clock of the video, where an answer takes `1/speech` seconds a token, every 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,13 +85,20 @@ class Voice:
     def is_speaking(self) -> bool:
         return self.now is not None
 
-    def begin(self, question: Question, words: str, t: float, asked: Asked | None) -> Spoken | None:
-        """Put the question; the answer's first piece.  Returns it when it has ended."""
+    def begin(
+        self, question: Question, words: str, t: float, asked: Asked | None, look: Callable[[Any], None] | None = None
+    ) -> Spoken | None:
+        """Put the question; the answer's first piece.  Returns it when it has ended.
+
+        `look` is called before with the session where the answer is spoken: what is in view may enter there once more.
+        """
         assert self.now is None, "an answer is under way"
         self.now = Spoken(question, t, asked)
         if self.apart:
             self._session.flush()
             self.speaker = Live(self._session.fork(), **self._settings)
+        if look is not None:
+            look(self.speaker.session)
         self.speaker.ask(words, max_new=self.max_new)
         return self.go_on()
 

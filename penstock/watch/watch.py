@@ -15,15 +15,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from penstock.core import Frame
 from penstock.errors import PenstockError
 from penstock.io.captions import Caption
 from penstock.io.frames import Notice
+from penstock.reducers import Reduced
+from penstock.reducers.base import everything
 from penstock.triggers import Debounce, Monitor
 from penstock.watch.counts import Counts, Limits
 from penstock.watch.events import Event
 from penstock.watch.eyes import Eyes, Reader
+from penstock.watch.in_view import InView
 from penstock.watch.pipeline import Pipeline, Seen
 from penstock.watch.questions import Agenda, Question, about
 from penstock.watch.spans import Seconds, View
@@ -57,6 +61,7 @@ class Watch:
             self.reader, self.pipeline, max_new=self.limits.max_new, speech=self.limits.speech, monitor=self.monitor,
             debounce=self.debounce, apart=self.limits.apart,
         )  # fmt: skip
+        self.view = InView()
         self.newest: Frame | None = None  # the newest frame that was read
         self._asked: deque[Asked] = deque()  # from other threads
         self._change = 0.0  # of frames behind which no request was looked at
@@ -115,6 +120,8 @@ class Watch:
                     self._until(item.t)
                     if isinstance(item, Seen):
                         self._see(item)
+                    else:
+                        self.view.skip()
                 self._tell_drops()
                 yield
             self.ended = self.ended or "source"
@@ -169,10 +176,11 @@ class Watch:
         except PenstockError as error:
             self._error(str(error))
             return
-        if seen.reduced.skips:
+        if not entered:
             self.seconds.still(seen.t)
         else:
             self.seconds.note(seen.t, at)
+        self.view.see(seen)
         self.newest = seen.frames[-1]
         counts.frames += len(seen.frames)
         counts.tokens_kept += len(seen.reduced.index)
@@ -220,7 +228,20 @@ class Watch:
             self._answer(t, refusal, question, facts, asked)
             return
         with self._speaking(question, asked):
-            self._told(self.voice.begin(question, worded(self.reader, question.text), t, asked))
+            look = self._look_again if named is None and not self.limits.as_left else None
+            self._told(self.voice.begin(question, worded(self.reader, question.text), t, asked, look))
+
+    def _look_again(self, speaker: Any) -> None:
+        """What is in view enters whole before a question, if reducers left some of it out."""
+        apart, seen = speaker is not self.reader, self.view.lacking
+        if seen is None:
+            return
+        if not apart:
+            self.view.complete()
+            self.seconds.note(seen.t, self.reader.tokens)
+            self.counts.tokens_kept += len(seen.visual.tokens)
+            self.counts.tokens_dropped -= self.view.missing(seen)
+        self.eyes.read(seen.visual, Reduced(everything(seen.visual)), speaker if apart else None)
 
     def _say(self) -> None:
         """The answer goes on by one token."""

@@ -34,10 +34,10 @@ class FakeEyes:
         frame = frames[-1]
         return Moment(torch.from_numpy(cells(frame.image, GRID)).reshape(4, 3), GRID, frame.image, frame.t)
 
-    def read(self, visual: Moment, reduced: Reduced) -> int:
-        self.read_at.append(visual.t)
+    def read(self, visual: Moment, reduced: Reduced, into: Session | None = None) -> int:
+        self.read_at += [] if into else [visual.t]
         ids = (visual.tokens[reduced.index].mean(-1) * 255).int() + 100
-        return self.session.ingest(ids.tolist(), kinds=[Kind.VISION] * len(ids))
+        return (into or self.session).ingest(ids.tolist(), kinds=[Kind.VISION] * len(ids))
 
 
 @cache

@@ -99,12 +99,72 @@ def test_the_memory_keeps_what_the_order_of_time_says() -> None:
 
 def test_reducers_leave_out_frames_and_tokens_and_time_goes_on() -> None:
     still = [Frame(f.image * 0 + 90, f.t, f.index) for f in video(20)]
-    watch, events = watcher(still, ["What?@7"], reduce=["timechat:by=pixel,threshold=0.01", "scene-change:longest=2"])
+    reduce = ["timechat:by=pixel,threshold=0.01", "scene-change:longest=2"]
+    watch, events = watcher(still, ["What?@7"], reduce=reduce, limits=Limits(as_left=True))
     for _ in watch.run():
         pass
     assert (watch.counts.frames, watch.counts.tokens_kept, watch.counts.tokens_dropped) == (5, 4, 16)
     assert (watch.pipeline.frames_in, watch.pipeline.frames_skipped, events[0].t) == (20, 15, 7.0)
     assert watch.counts.peak_bytes <= watch.reader.memory.budget_bytes
+
+
+def asked_of(asks: Sequence[str], reduce: Sequence[str], **limits: Any) -> tuple[Watch, list[list[float]]]:
+    """A still picture for ten seconds; for each question, the moments whose pictures were read before it."""
+    seen, before = sight(budget=512), []
+    watch, _ = watcher(
+        [Frame(f.image * 0 + 90, f.t, f.index) for f in video(20)], asks, sight=seen, reduce=reduce,
+        limits=Limits(max_new=1, **limits),
+    )  # fmt: skip
+    begin, read, at = watch.voice.begin, seen.eyes.read, list[float]()
+
+    def reads(visual: Any, reduced: Any, into: Any = None) -> int:
+        if len(reduced.index) == len(visual.tokens):
+            at.append(visual.t)
+        return read(visual, reduced, into)
+
+    def begins(*args: Any) -> Any:
+        said = begin(*args)
+        before.append(list(at))
+        return said
+
+    seen.eyes.read, watch.voice.begin = reads, begins  # type: ignore[method-assign]
+    for _ in watch.run():
+        pass
+    return watch, before
+
+
+@pytest.mark.parametrize("reduce", ["timechat:by=pixel,threshold=0.01,unit=frame", "timechat:by=pixel,threshold=0.01"])
+def test_a_question_brings_back_whole_what_reducers_left_out_of_the_newest_frame(reduce: str) -> None:
+    """A question used to stand behind an earlier answer, with the frame that it was about far back."""
+    watch, before = asked_of(["What?@3", "And then?@3", "What?@7"], [reduce])
+    assert before == [[0.0, 3.0], [0.0, 3.0], [0.0, 3.0, 7.0]]  # the second finds it there
+    assert (watch.counts.tokens_kept, watch.counts.tokens_dropped) == (12, 68)
+    assert watch.seconds.refusal(3.0, watch.reader.memory.view()) is None
+    as_left, before = asked_of(["What?@3", "What?@7"], [reduce], as_left=True)
+    assert before == [[0.0], [0.0]]
+    assert (as_left.counts.tokens_kept, as_left.counts.tokens_dropped) == (4, 76)
+
+
+def test_a_frame_left_out_before_it_was_encoded_is_stood_for_by_the_one_before() -> None:
+    _, before = asked_of(["What?@3", "What?@7"], ["scene-change:longest=2"])
+    assert before == [[0.0, 2.0, 2.0], [0.0, 2.0, 2.0, 4.0, 6.0, 6.0]]
+
+
+def test_nothing_is_read_twice_where_nothing_was_left_out_or_another_second_is_asked_for() -> None:
+    watch, before = asked_of(["What?@3", "And?@3"], [])
+    assert before == [[i / 2 for i in range(7)]] * 2
+    assert watch.counts.tokens_kept == 80
+    _, before = asked_of(["What was at 1 s?@3"], ["timechat:by=pixel,threshold=0.01"])
+    assert before == [[0.0]]
+
+
+def test_apart_what_is_in_view_enters_the_snapshot_and_not_the_stream() -> None:
+    reduce = ["timechat:by=pixel,threshold=0.01,unit=frame"]
+    watch, before = asked_of(["What?@3", "And?@3"], reduce, apart=True)
+    assert before == [[0.0, 3.0], [0.0, 3.0, 3.0]]  # each snapshot lacks it
+    alone, _ = asked_of([], reduce)
+    assert watch.reader.log.digest == alone.reader.log.digest  # type: ignore[attr-defined]
+    assert watch.counts.tokens_kept == alone.counts.tokens_kept == 4
 
 
 def test_a_still_picture_leaves_nothing_behind_when_frames_are_kept_whole() -> None:
