@@ -8,10 +8,11 @@ import sqlite3
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from penstock.memory.tiers import disk, header
+from penstock.memory.tiers import copies, disk, header
 
 from .tiers import BLOCK, SLOT, Watched, numbered, present
 
@@ -146,8 +147,9 @@ def test_files_of_another_session_or_generation(folder: Path, session: str, gene
     watched, places = spilled(folder)
     for i, place in enumerate(places):
         found = bytes_at(place)
-        fake = header.pack(session, "layer", generation, i, BLOCK, header.digest(found[128:]))
-        overwrite(place, fake + found[128:])
+        numbers, checksum = np.array([[0], [generation], [i]]), np.void(header.digest(found[128:]))
+        fake = header.pack(session, ["layer"], *numbers, BLOCK, np.array([checksum]))
+        overwrite(place, fake.tobytes() + found[128:])
     assert present(watched.pool.stores["layer"]) in ([19], [])
     assert set(watched.reasons("lost").values()) == {f"the file holds a block of another {what}"}
 
@@ -266,6 +268,35 @@ def test_the_index_says_what_the_headers_say(folder: Path) -> None:
     )
     for block, session, generation, file, slot, checksum in rows:
         found = bytes_at((folder / file, slot * SLOT))
-        assert found[:128] == header.pack(session, "layer", generation, block, BLOCK, checksum)
+        numbers = np.array([[0], [generation], [block]])
+        assert found[:128] == header.pack(session, ["layer"], *numbers, BLOCK, np.array([np.void(checksum)])).tobytes()
         assert found[128:] == numbered(block).numpy().tobytes()
         assert (folder / file, slot * SLOT) == places[block]
+
+
+@pytest.mark.parametrize("ram", [1, 7, 64])
+@pytest.mark.parametrize("at_once", [1, 3 * SLOT, 1 << 20])
+def test_many_blocks_in_one_request(
+    folder: Path, ram: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Some in RAM, some on the disk, some twice, some damaged, some never there; more than RAM has room for."""
+    monkeypatch.setattr(copies, "_AT_ONCE", at_once)
+    watched = Watched(ram, 100, folder)
+    store = watched.filled(90)
+    [shelf] = watched.pool._shelves.values()
+    below = [i for i in range(90) if shelf.is_below(store.table.get(i))]
+    damaged = below[3::7]
+    for index in damaged:
+        name, row = shelf.file().name(int(shelf.records.disk[store.table.get(index)]))
+        overwrite((folder / name, row * SLOT + 128), b"\xff\x01")
+    ids = torch.tensor([(37 * i) % 90 for i in range(90)] + [5, 5, -1, 90, 88, 4, 5])
+    wrong = {*damaged, -1, 90}
+    for _ in range(2):
+        blocks, there = store.fetch(ids)
+        assert there.tolist() == [i not in wrong for i in ids.tolist()]
+        assert torch.equal(blocks[there], numbered(*ids[there].tolist()))
+        assert not blocks[~there].any()
+        watched.check()
+    assert watched.reasons("lost") == dict.fromkeys(damaged, "its content does not have its checksum")
+    kept = (shelf.records.ram >= 0) & (shelf.records.refs > 0)
+    assert kept.sum() == ram

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from penstock.worlds.shapes.export import Progress
 from penstock.worlds.shapes.net import ShapesNet
 from penstock.worlds.shapes.outline import CODES, WORDS, Outline, spread
 from penstock.worlds.shapes.perceive import labels_at
-from penstock.worlds.shapes.rows import PAST, Row, RowMaker, batch_of
+from penstock.worlds.shapes.rows import NOW, PAST, Reduces, Row, RowMaker, Seen, batch_of
 from penstock.worlds.shapes.tokens import EOS_ID, FRAME_ID, PICTURE_ID, VOCABULARY, encode, train_tokenizer
 from penstock.worlds.shapes.wording import where
 
@@ -105,12 +106,38 @@ def test_a_row_leaves_out_what_did_not_change() -> None:
     shown = []
     for i in range(20):
         labels = labels_at(timeline, i / 2)
-        shown.append(RowMaker._changed(labels, row, 0.0, rng))
+        shown.append(Reduces(False, 0.0, False).kept(labels, row, rng))
         changed = {k for k in range(4) if not row.labels or (labels[k] != row.labels[-1][k]).any()}
         assert shown[-1] == changed | {4}
+        assert Reduces(True, 0.0, False).kept(labels, row, rng) == (set(range(5)) if changed else set())
         row.labels.append(labels)
     assert shown[0] == set(range(5))
     assert {4} in shown
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_questions_of_rows_with_whole_frames_left_out_are_about_what_is_there(again: bool) -> None:
+    """What is asked about now stands behind a frame: the last one that came, or, after others, that one once more."""
+    tokenizer = train_tokenizer()
+    asked: list[tuple[bool, str]] = []
+
+    class Quiet(RowMaker):
+        def _ask(self, row: Row, seen: Seen, rng: random.Random, kinds: dict[str, int]) -> bool:
+            asked.append((row.tokens[-1] == FRAME_ID, "now" if kinds is NOW else "past"))
+            return super()._ask(row, seen, rng, kinds)
+
+        def _frame_end(self, *_: object) -> None:
+            """Nothing is said of it."""
+
+    maker = Quiet(tokenizer, 200, pictures=False, reduced=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reduces, "drawn", staticmethod(lambda rng: Reduces(True, 0.0, again)))
+        rows = [maker.make(random.Random(seed)) for seed in range(12)]
+    shown = [[label.tobytes() for label in row.labels] for row in rows]
+    assert any(a == b for frames in shown for a, b in pairwise(frames)) == again
+    behind = [is_behind for is_behind, kind in asked if kind == "now"]
+    assert behind
+    assert all(behind) == again
 
 
 def test_the_outline_knows_what_is_new_before_any_training() -> None:

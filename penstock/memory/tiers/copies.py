@@ -9,8 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.memory.tiers.ram import Row
 from penstock.memory.tiers.shelf import Shelf
+from penstock.memory.tiers.table import Ids
+
+_AT_ONCE = 1 << 20  # bytes read from the disk before they are looked at
 
 
 def copy(shelf: Shelf, blocks: list[int], out: NDArray[np.uint8], part: slice) -> NDArray[np.bool_]:
@@ -23,44 +25,42 @@ def copy(shelf: Shelf, blocks: list[int], out: NDArray[np.uint8], part: slice) -
     slots = np.where(known, records.ram[which], -1) if len(records.ram) else np.full(len(which), -1)
     present: NDArray[np.bool_] = slots >= 0
     records.used[which[present]] = shelf.journal.serial()
-    shelf.slabs.copy(slots.tolist(), out, part)  # all that are in RAM, before the others push them out
-    missing = (known & ~present).nonzero()[0].tolist()
-    if missing:
-        _bring(shelf, blocks, missing, out, part, present)
+    shelf.slabs.copy(slots[present], out, present.nonzero()[0], part)  # before the others push them out
+    missing = (known & ~present).nonzero()[0]
+    missing = missing[records.disk[which[missing]] >= 0]  # the others are gone
+    if len(missing):
+        _bring(shelf, which, missing, out, part, present)
     return present
 
 
 def _bring(
-    shelf: Shelf, blocks: list[int], rows: list[int], out: NDArray[np.uint8], part: slice, present: NDArray[np.bool_]
+    shelf: Shelf, blocks: Ids, rows: Ids, out: NDArray[np.uint8], part: slice, present: NDArray[np.bool_]
 ) -> None:  # fmt: skip
-    """Read these rows from the disk to RAM, and copy them if they are what they should be."""
-    first: dict[int, int] = {}  # a block is read once
-    for row in rows:
-        first.setdefault(blocks[row], row)
-    read = [block for block in first if shelf.is_below(block)]  # the others are gone
-    shelf.make_way(len(read))
-    for block in read:
-        row = first[block]
-        present[row] = _read(shelf, block, out[row], part)
-    for row in rows:
-        source = first[blocks[row]]
-        if row != source and present[source]:
-            out[row], present[row] = out[source], True
+    """Read the blocks of these rows from the disk to RAM, and copy those that are what they should be."""
+    wanted, inverse = np.unique(blocks[rows], return_inverse=True)  # a block is read once
+    step, whole = max(1, _AT_ONCE // shelf.file().slot_bytes), np.zeros(len(wanted), dtype=np.bool_)
+    for first in range(0, len(wanted), step):
+        some = slice(first, first + step)
+        content, whole[some] = read(shelf, wanted[some])
+        here = (inverse >= first) & (inverse < first + step) & whole[inverse]
+        out[rows[here]] = content[inverse[here] - first, part]
+    present[rows] = whole[inverse]
 
 
-def _read(shelf: Shelf, block: int, out: Row, part: slice) -> bool:
-    """Read one block, into a slot of RAM if there is one; False if it is lost."""
-    slot = shelf.room(may_drop=False)
-    place = np.empty(shelf.row_bytes, dtype=np.uint8) if slot is None else shelf.slabs.row(slot)
-    disk = int(shelf.records.disk[block])
-    reason = shelf.file().read(disk, shelf.header(block), place) if disk >= 0 else ""  # dropped while room was made
-    if reason is None:
-        out[:] = place[part]
-        if slot is not None:
-            shelf.enter_ram(block, slot)
-        return True
-    if slot is not None:
+def read(shelf: Shelf, blocks: Ids) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """(content [n, bytes], whole [n]) of different blocks that are not in RAM; they enter it, as far as there is room.
+
+    Those that are not what they should be are lost, and said to be.
+    """
+    content, reasons = shelf.file().read_all(shelf.records.disk[blocks], shelf.headers(blocks))
+    whole = np.ones(len(blocks), dtype=np.bool_)
+    whole[list(reasons)] = False
+    for i, reason in reasons.items():
+        if shelf.records.disk[blocks[i]] >= 0:  # else it was dropped, and that was said
+            shelf.drop([int(blocks[i])], "lost", reason)
+    slots = shelf.rooms(int(whole.sum()))
+    entering = (whole & (shelf.records.disk[blocks] >= 0)).nonzero()[0][: len(slots)]  # or dropped while room was made
+    shelf.take_in(blocks[entering], slots[: len(entering)], content[entering])
+    for slot in slots[len(entering) :]:
         shelf.slabs.give_back(slot)
-    if reason:
-        shelf.drop([block], "lost", reason)
-    return False
+    return content, whole

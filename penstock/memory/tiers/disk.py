@@ -15,8 +15,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from penstock.memory.tiers import header as headers
-from penstock.memory.tiers.ram import Row, extent
+from penstock.memory.tiers.ram import Row, Rows, extent
 
 _ROWS = 1 << 20  # a slot is file * _ROWS + row
 
@@ -102,18 +105,33 @@ class Files:
 
     def read(self, slot: int, expected: bytes, out: Row) -> str | None:
         """Read a block into `out`; the reason if it is not the expected one, and then `out` is rubbish."""
-        found = bytearray(headers.SIZE)
-        try:
-            size = read_at(self._files[slot // _ROWS], [found, out.data], slot % _ROWS * self.slot_bytes)
-        except (OSError, KeyError) as error:
-            return f"the file {self.name(slot)[0]} cannot be read ({getattr(error, 'strerror', None) or error})"
-        if size < headers.SIZE + len(out):
-            return f"the file {self.name(slot)[0]} is cut short"
-        if bytes(found) != expected:
-            return headers.difference(bytes(found), expected)
-        if not headers.has_checksum(out, expected):
-            return "its content does not have its checksum"
-        return None
+        found, reasons = self.read_all(np.array([slot]), np.frombuffer(expected, dtype=np.uint8)[None])
+        out[:] = found[0]
+        return reasons.get(0)
+
+    def read_all(self, slots: NDArray[np.int64], expected: Rows) -> tuple[Rows, dict[int, str]]:
+        """The blocks [n, row_bytes] of slots; and of those that are not the expected ones, with rubbish for content,
+        the reasons."""
+        found, reasons = np.empty((len(slots), self.slot_bytes), dtype=np.uint8), dict[int, str]()
+        memory, end = found.data.cast("B"), headers.SIZE + self.row_bytes
+        for i in slots.argsort().tolist():  # in the order of the disk
+            (file, row), begin = divmod(int(slots[i]), _ROWS), i * self.slot_bytes
+            try:
+                if read_at(self._files[file], [memory[begin : begin + end]], row * self.slot_bytes) < end:
+                    reasons[i] = f"the file {self._name(file)} is cut short"
+            except (OSError, KeyError) as error:  # -1 is in no file
+                why = getattr(error, "strerror", None) or error
+                reasons[i] = f"the file {self._name(file)} cannot be read ({why})"
+        alike = (found[:, : headers.SIZE] == expected).all(1).tolist()
+        for i, checksum in enumerate(headers.checksums(expected)):
+            begin = i * self.slot_bytes
+            if i in reasons:
+                continue
+            if not alike[i]:
+                reasons[i] = headers.difference(found[i, : headers.SIZE], expected[i])
+            elif headers.digest(memory[begin + headers.SIZE : begin + end]) != checksum:
+                reasons[i] = "its content does not have its checksum"
+        return found[:, headers.SIZE : end], reasons
 
     # -- files --------------------------------------------------------------------------------------------------
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 Row = NDArray[np.uint8]
+Rows = NDArray[np.uint8]  # [n, bytes]
 SLAB = 64  # blocks of the first slab; each new one is as large as all before it, up to a sixteenth of the limit
 _ROWS = 1 << 20  # a slot is slab * _ROWS + row
 
@@ -40,6 +44,16 @@ class Slabs:
         self._taken[slot // _ROWS] += 1
         return slot
 
+    def take_up_to(self, count: int, limit: int) -> list[int]:
+        """Free slots, fewer than `count` if there are not so many."""
+        out: list[int] = []
+        while len(out) < count and self.free(limit):
+            cut = max(0, len(self._free) - (count - len(out)))
+            out, self._free = out + self._free[: cut - 1 if cut else None : -1], self._free[:cut]
+        for slab, taken in Counter(slot // _ROWS for slot in out).items():
+            self._taken[slab] += taken
+        return out
+
     def free(self, limit: int) -> int:
         """Free slots, those of a new slab included if there are no others."""
         if not self._free:
@@ -60,12 +74,20 @@ class Slabs:
         out: Row = self._rows[slot // _ROWS][slot % _ROWS]
         return out
 
-    def copy(self, slots: list[int], out: NDArray[np.uint8], part: slice) -> None:
-        """Copy these bytes of slots (-1: none) to the rows of `out`."""
-        slabs = {number: rows[:, part] for number, rows in self._rows.items()}
-        for i, slot in enumerate(slots):
-            if slot >= 0:
-                out[i] = slabs[slot // _ROWS][slot % _ROWS]
+    def copy(self, slots: NDArray[np.int64], out: Rows, at: NDArray[np.int64], part: slice) -> None:
+        """Copy these bytes of slots to the rows `at` of `out`."""
+        for number, some in self._by_slab(slots):
+            out[at[some]] = self._rows[number][slots[some] % _ROWS, part]
+
+    def fill(self, slots: NDArray[np.int64], content: Rows) -> None:
+        """Write [n, row_bytes] into slots."""
+        for number, some in self._by_slab(slots):
+            self._rows[number][slots[some] % _ROWS] = content[some]
+
+    def _by_slab(self, slots: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        slabs = slots // _ROWS
+        for number in np.unique(slabs).tolist():
+            yield number, slabs == number
 
     def retire(self) -> int:
         """Choose the emptiest slab to be freed: it gives out no slots, and goes with its last one.  Returns it."""

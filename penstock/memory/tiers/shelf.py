@@ -20,7 +20,7 @@ from penstock.memory.tiers import header as headers
 from penstock.memory.tiers.disk import Files
 from penstock.memory.tiers.index import BlockRow
 from penstock.memory.tiers.journal import Journal
-from penstock.memory.tiers.ram import Row, Slabs
+from penstock.memory.tiers.ram import Row, Rows, Slabs
 from penstock.memory.tiers.records import Order, Records
 from penstock.memory.tiers.table import Ids
 
@@ -128,19 +128,30 @@ class Shelf:
                 return None
         return slot
 
-    def make_way(self, count: int) -> None:
-        """Let go of the coldest blocks in RAM until so many more have room, as far as the disk has them already."""
-        short = count - self.slabs.free(self.ram_limit)
-        if short > 0 and self.files is not None:
-            for block in self._coldest.first(short):
-                if self.records.disk[block] < 0:
-                    return
-                self.leave_ram(block)
+    def rooms(self, count: int) -> list[int]:
+        """Up to `count` free slots in RAM, fewer where only blocks that are nowhere else could make way."""
+        out: list[int] = []
+        while len(out) < count:
+            short = count - len(out) - self.slabs.free(self.ram_limit)
+            if short > 0:
+                cold = np.array(self._coldest.first(short), dtype=np.int64)
+                clean = self.records.disk[cold] >= 0
+                for block in cold[: clean.argmin() if not clean.all() else None].tolist():
+                    self.leave_ram(block)
+            out += self.slabs.take_up_to(count - len(out), self.ram_limit)
+            if len(out) < count:
+                slot = self.room(may_drop=False)  # writes what is not on the disk yet
+                if slot is None:
+                    break
+                out.append(slot)
+        return out
 
     def evict(self, *, may_drop: bool) -> bool:
         """Free one slot of RAM or more; False if that would lose a block and may not."""
         if self.files is not None:
-            [coldest] = self._coldest.first()
+            coldest = next(iter(self._coldest.first()), -1)
+            if coldest < 0:
+                return False  # what is in RAM is on its way there, or on its way to the caller
             if self.records.disk[coldest] < 0:
                 # Written blocks stay in RAM for a while: a batch must be small beside both tiers.
                 most = min(self.ram_limit // self.row_bytes, self.capacity) // 16
@@ -236,6 +247,16 @@ class Shelf:
         self.records.used[block] = self.journal.serial()
         self._eldest_in_ram.entered(block)
 
+    def take_in(self, blocks: Ids, slots: list[int], content: Rows) -> None:
+        """Blocks come from the disk to slots of RAM, used just now."""
+        if not len(blocks):
+            return
+        places = np.array(slots, dtype=np.int64)
+        self.slabs.fill(places, content)
+        self.records.ram[blocks] = places
+        self.records.used[blocks] = self.journal.serial()
+        self._eldest_in_ram.entered(int(blocks[self.records.birth[blocks].argmin()]))
+
     def leave_ram(self, block: int) -> None:
         if self.records.ram[block] >= 0:
             self.slabs.give_back(int(self.records.ram[block]))
@@ -277,10 +298,16 @@ class Shelf:
         return self.files
 
     def header(self, block: int) -> bytes:
-        home, index = self._known(block)
-        checksum, generation = self.records.checksum[block].tobytes(), int(self.records.generation[block])
-        label = self.journal.homes[home].label
-        return headers.pack(self.journal.session, label, generation, index, self.row_bytes, checksum)
+        return self.headers(np.array([block])).tobytes()
+
+    def headers(self, blocks: Ids) -> Rows:
+        """[n, bytes] what stands before each block on the disk."""
+        records, homes = self.records, self.journal.homes
+        known, which = np.unique(records.home[blocks], return_inverse=True)
+        return headers.pack(
+            self.journal.session, [homes[home].label for home in known.tolist()], which, records.generation[blocks],
+            records.id[blocks], self.row_bytes, records.checksum[blocks],
+        )  # fmt: skip
 
     def _entry(self, block: int) -> BlockRow | None:
         home, index = self._known(block)

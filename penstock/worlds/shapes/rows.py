@@ -92,11 +92,34 @@ class Seen:
     t: float = 0.0
 
 
+@dataclass(frozen=True)
+class Reduces:
+    """What a reducer leaves of the frames of a row: what changed, and a share of the rest, by chance."""
+
+    whole: bool  # frames stay whole or leave nothing, not even their end
+    share: float
+    again: bool  # before a question the newest frame comes back whole
+
+    @staticmethod
+    def drawn(rng: random.Random) -> Reduces:
+        return Reduces(rng.random() < 0.5, rng.choice((0.0, 0.1, 0.4)), rng.random() < 0.8)
+
+    def kept(self, labels: NDArray[np.int64], row: Row, rng: random.Random) -> set[int]:
+        """The tokens of a frame that stay."""
+        every = set(range(PER_FRAME + 1))
+        if not row.labels:
+            return every
+        differs = (labels != row.labels[-1]).any(axis=1)
+        if self.whole:
+            return every if differs.any() or rng.random() < self.share else set()
+        return {k for k in range(PER_FRAME) if differs[k] or rng.random() < self.share} | {PER_FRAME}
+
+
 class RowMaker:
     """Makes rows; everything is a function of the random state that is passed in."""
 
-    def __init__(self, tokenizer: Tokenizer, length: int, pictures: bool = True) -> None:
-        self.tokenizer, self.length, self.pictures = tokenizer, length, pictures
+    def __init__(self, tokenizer: Tokenizer, length: int, pictures: bool = True, reduced: float = 0.25) -> None:
+        self.tokenizer, self.length, self.pictures, self.reduced = tokenizer, length, pictures, reduced
         self._cache: dict[str, list[int]] = {}
 
     def ids(self, text: str) -> list[int]:
@@ -109,9 +132,9 @@ class RowMaker:
         timeline = Timeline(rng.randrange(1 << 30), pace=rng.choice((1.2, 1.6, 2.0, 2.0)))
         rate = rng.choice((1.0, 2.0, 2.0, 2.0, 2.0, 4.0))
         row, seen = Row(self.length), Seen()
-        drops = rng.choice((0.0, 0.1, 0.4)) if rng.random() < 0.25 else None
+        reducer = Reduces.drawn(rng) if rng.random() < self.reduced else None
         watches = rng.random() < 0.3  # nothing but frames and what is said of them
-        frames = self._frames(rng, 0.7 if watches else 0.35) if drops is None else [(rng.randrange(8), 120)]
+        frames = self._frames(rng, 0.7 if watches else 0.35) if reducer is None else [(rng.randrange(8), 120)]
         noise, light = rng.uniform(0, 7), rng.uniform(0.92, 1.06)
         times = [(start + i) / rate for start, count in frames for i in range(count)]
         come = [thing for thing in self._all(timeline, times[0], times[-1]) if thing.comes > times[0]]
@@ -121,8 +144,8 @@ class RowMaker:
         asked = rng.choice(("any", "any", "look", "meet") if watches else ("none", "any", "meet", "look", "none"))
         ask_at = 0 if rng.random() < 0.6 else rng.randrange(min(40, len(times)))
         chatty = 0.0 if watches else rng.choice((0.05, 0.15, 0.3, 0.5))
-        burst = 20 if watches else rng.randint(60, 150)
-        number = 0
+        burst = 20 if watches or rng.random() < 0.4 else rng.randint(60, 150)  # room left for questions about the past
+        number, lacks = 0, False  # whether the row lacks some of the newest frame
         for block, (start, count) in enumerate(frames):
             for i in range(count):
                 if row.room < burst:
@@ -136,13 +159,17 @@ class RowMaker:
                 before = {thing.number for thing in seen.now} if i and not (i == 1 and cut_head) else None
                 was_meeting = self._meeting(seen.now, seen.t) if before is not None else None
                 keep = set(range(PER_FRAME + 1)[cut_head : PER_FRAME + 1 - cut_tail])
-                if drops is not None:
-                    keep = self._changed(labels_at(timeline, t), row, drops, rng)
-                self._show(row, timeline, t, seen, keep, noise, light)
-                if cut_tail == 0:
+                if reducer is not None:
+                    keep = reducer.kept(labels_at(timeline, t), row, rng)
+                    lacks = len(keep) <= PER_FRAME
+                if keep:
+                    self._show(row, timeline, t, seen, keep, noise, light)
+                if cut_tail == 0 and keep:
                     request = self._frame_end(row, seen, request, before, was_meeting)
-                    if rng.random() < chatty:
-                        self._ask(row, seen, rng, NOW if rng.random() < 0.65 and not cut_head else PAST)
+                if cut_tail == 0 and rng.random() < chatty:
+                    if lacks and reducer is not None and reducer.again:  # whole, as watch/in_view.py brings it back
+                        self._show(row, timeline, t, seen, set(range(PER_FRAME + 1)), noise, light)
+                    self._ask(row, seen, rng, NOW if rng.random() < 0.65 and not cut_head else PAST)
                 number += 1
         while not watches and row.room > 16 and self._ask(row, seen, rng, PAST):
             pass
@@ -153,14 +180,6 @@ class RowMaker:
     def _all(timeline: Timeline, start: float, end: float) -> list[Thing]:
         timeline.until(end)
         return [thing for thing in timeline.things if thing.goes > start and thing.comes < end]
-
-    @staticmethod
-    def _changed(labels: NDArray[np.int64], row: Row, share: float, rng: random.Random) -> set[int]:
-        """The tokens of a frame that a reducer keeps: what changed, and a share of the others."""
-        if not row.labels:
-            return set(range(PER_FRAME + 1))
-        differs = (labels != row.labels[-1]).any(axis=1)
-        return {k for k in range(PER_FRAME) if differs[k] or rng.random() < share} | {PER_FRAME}
 
     @staticmethod
     def _frames(rng: random.Random, whole: float) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
     python -m penstock.worlds.shapes.train --out DIR             see first, then answer
     python -m penstock.worlds.shapes.train --out DIR --resume    go on where the last run was stopped
+    python -m penstock.worlds.shapes.train --out DIR --start MODEL --ideal 0 --reduced 0.5    learn more
 
 A training is a function of its seed: it may be stopped and resumed anywhere.  It pauses while a benchmark asks for
 quiet (`penstock.worlds.quiet`).
@@ -20,10 +21,12 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from penstock.errors import PenstockError
+from penstock.errors import InputError, PenstockError
 from penstock.worlds.muon import Muon
 from penstock.worlds.net import FarView, clamped_view
 from penstock.worlds.quiet import wait_for_quiet
@@ -46,6 +49,7 @@ class TrainConfig:
     run: str = "runs/tiny-vlm"  # where the training state is kept
     see: int = 800  # steps in which the tower learns to see
     steps: int = 1100  # steps in which the model learns to answer
+    start: str = ""  # a model folder whose weights to begin with, instead of learning to see
     ideal: int = 900  # of these, the first in which it is shown what a tower without faults would say: cheaper
     rows: int = 8  # rows per step
     length: int = 256  # tokens per row
@@ -53,6 +57,7 @@ class TrainConfig:
     lr: float = 2e-3  # peak learning rate
     warmup: int = 40  # steps in which the rate rises
     every_clamped: int = 4  # one step in so many reads far keys at a clamped distance
+    reduced: float = 0.25  # share of the rows in which a reducer has left something out
     decay: float = 0.5  # last share of the steps in which the rate falls to 2 percent
     save_every: int = 50  # steps between saved states
     minutes: float = 0.0  # after which to save and stop; 0 is never
@@ -73,6 +78,14 @@ def optimizers_of(net: ShapesNet, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    """The weights of a model folder that `export` wrote."""
+    try:
+        return load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder} holds no weights that can be read: give a model folder with --start.") from error
+
+
 class Trainer:
     """One training; `run()` goes on until the steps or the minutes are used up."""
 
@@ -86,7 +99,10 @@ class Trainer:
         self.state = Progress(config.seed)
         if config.resume:
             self.state = load_run(self.folder, self.net, self.optimizers, Progress)
-        self.maker = RowMaker(self.tokenizer, config.length)
+        elif config.start:
+            self.net.load_exported(weights_of(Path(config.start)))
+            self.state.sees = True
+        self.maker = RowMaker(self.tokenizer, config.length, reduced=config.reduced)
 
     def see(self) -> None:
         """The first part, if it has not been done."""
