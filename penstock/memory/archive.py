@@ -108,7 +108,8 @@ class Archive(Part):
                 yield Readable.of(state["near"], frame)
         elif blocks.live:
             asking = query.to(frame.query) if frame.policy == "far" else query.raw
-            chosen = blocks.choose(_by_head(asking, place), self.slots)  # [C, (H,) k]
+            asks = query.phase is not Phase.ANSWER
+            chosen = blocks.choose(_by_head(asking, place), self.slots, asks=asks)  # [C, (H,) k]
             if query.wanted is not None:
                 chosen = blocks.including(chosen, query.wanted)
             for start, stop in _runs(chosen):

@@ -28,12 +28,9 @@ from penstock.memory.parts import Place
 from penstock.memory.retrieval import Selector, ranked, shares
 from penstock.memory.tiers import BlockStore
 
-_LOOK, _LISTS = (
-    4,
-    4,
-)  # blocks that are looked at for one that a token of a question reads, in so many lists of the index
+_LOOK, _LISTS = 4, 4  # blocks looked at for one that a token of a question reads, in so many lists of the index
 _ALL = 512  # blocks that several tokens of a question look at together, where one looks at fewer
-_GLANCE, _FEW = 2, 2  # as the first two, for a unit while reading
+_GLANCE, _FEW = 2, 2  # as the first two, for a unit while reading and for a token of an answer
 _LATER = 4  # the first run, from which the index learns its centres, is so many times as long as later ones
 _JOIN = 8  # runs are joined up to this part of the capacity
 _SERIAL = counter()
@@ -177,10 +174,11 @@ class Archived:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def choose(self, query: Tensor, slots: int, *, together: bool = False) -> Tensor:
+    def choose(self, query: Tensor, slots: int, *, together: bool = False, asks: bool = True) -> Tensor:
         """[C, k] ids of the blocks that queries [H, g, C, D] read, in stream order; [C, H, k] where heads part.
 
-        Fewer than `slots` if there are not more.  `together`: one choice for all, by the mean of the queries.
+        Fewer than `slots` if there are not more.  `together`: one choice for all, by the mean of the queries.  Queries
+        that do not ask, but go on from what a question has found, look at fewer blocks.
         """
         first = self.oldest
         count = 1 if together else query.shape[2]
@@ -190,7 +188,7 @@ class Archived:
         query = query.float().mean(2, keepdim=True) if together else query.float()
         scale = self.layout.place.layer.key_width**-0.5
         asked = self.selector.project(query * scale, self.table).cpu()
-        most, near = (_GLANCE * slots, _FEW) if together else (_LOOK * slots, _LISTS)
+        most, near = (_LOOK * slots, _LISTS) if asks and not together else (_GLANCE * slots, _FEW)
         most = max(most, min(most * count, _ALL))
         which, scores = self._candidates(asked, first, max(most, slots - (self.count - max(first, self.base))), near)
         weights = shares(scores).sum(1)  # [H, C, m]

@@ -10,7 +10,7 @@ class Counts:
     """What was seen and said so far."""
 
     frames: int = 0  # read into the memory
-    tokens_kept: int = 0  # visual tokens read
+    tokens_kept: int = 0  # visual tokens read, each once
     tokens_dropped: int = 0  # visual tokens left out by reducers
     answers: int = 0
     announcements: int = 0

@@ -239,7 +239,7 @@ class Watch:
         if not apart:
             self.view.complete()
             self.seconds.note(seen.t, self.reader.tokens)
-            self.counts.tokens_kept += len(seen.visual.tokens)
+            self.counts.tokens_kept += self.view.missing(seen)
             self.counts.tokens_dropped -= self.view.missing(seen)
         self.eyes.read(seen.visual, Reduced(everything(seen.visual)), speaker if apart else None)
 

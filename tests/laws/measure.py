@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from penstock.memory import Alibi, Geometry, Layer, Memory, Place, Rotary
 from penstock.memory.flow import Branch
@@ -55,6 +54,17 @@ def storage(memory: Memory) -> int:
     return sum(found.values())
 
 
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Those among the arguments or results of an operation."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors(part)
+    elif isinstance(value, dict):
+        yield from tensors(list(value.values()))
+
+
 class Operations(TorchDispatchMode):
     """Counts operations by name and by the shapes of what they read and give: equal counts are equal cost."""
 
@@ -66,7 +76,7 @@ class Operations(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        numels = tuple(t.numel() for t in tree_iter((args, kwargs, out)) if isinstance(t, Tensor))
+        numels = tuple(t.numel() for t in tensors((args, kwargs, out)))
         self.counts[(str(func), *numels)] += 1
         return out
 
@@ -82,16 +92,15 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = {t.untyped_storage().data_ptr() for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
+        given = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor):
-                data = tensor.untyped_storage()
-                pointer = data.data_ptr()
-                if pointer in given and pointer not in self._alive:
-                    continue  # a view of something that was there before
-                if data.nbytes():
-                    self._hold(tensor, pointer, data.nbytes())
+        for tensor in tensors(out):
+            data = tensor.untyped_storage()
+            pointer = data.data_ptr()
+            if pointer in given and pointer not in self._alive:
+                continue  # a view of something that was there before
+            if data.nbytes():
+                self._hold(tensor, pointer, data.nbytes())
         return out
 
     def _hold(self, tensor: Tensor, pointer: int, size: int) -> None:
