@@ -38,18 +38,50 @@ from penstock.errors import PenstockError
 from penstock.io.video import open_frames
 from penstock.models.load import load
 from penstock.models.vision.tower import VLM
+from penstock.triggers import parse as parse_trigger
+from penstock.watch import Requests
 
 BENCHES = ("streamingbench", "ovobench", "svbench", "streamgaze")
 
 
 class Watching:
-    """A session as a watcher.  `plain` asks the bare question and reads the letter from the reply's words."""
+    """A session as a watcher.  `plain` asks the bare question and reads the letter from the reply's words.
 
-    def __init__(self, session: Any, max_new: int, plain: bool) -> None:
-        self.session, self._max_new, self._plain = session, max_new, plain
+    With `trigger`, a model that was trained to be silent: a request stands on a fork that sees the same frames.
+    """
+
+    def __init__(self, session: Any, max_new: int, plain: bool, trigger: str | None = None) -> None:
+        self.session, self._max_new, self._plain, self._trigger = session, max_new, plain, trigger
+        self._standing: dict[int, tuple[Any, Requests, list[str]]] = {}
 
     def see(self, frame: Frame) -> None:
         self.session.see(frame)
+        for fork, requests, said in self._standing.values():
+            requests.stand()  # again, when the memory has lost it
+            fork.see(frame)
+            said += [one.text for one in requests.look(frame.t, 1.0)]
+
+    def stand(self, number: int, request: str) -> bool:
+        """Put a request to a fork."""
+        if self._trigger is None or not self._plain:
+            return False
+        fork = self.session.fork()
+        requests = Requests([request], parse_trigger(self._trigger), fork)
+        requests.stand()
+        self._standing[number] = (fork, requests, [])
+        return True
+
+    def said(self, number: int) -> str:
+        """What was said since this was asked last."""
+        said = self._standing[number][2]
+        text = " and ".join(said)
+        said.clear()
+        return text
+
+    def end(self, number: int) -> None:
+        """Nobody listens any more."""
+        fork, _, _ = self._standing.pop(number)
+        fork.runner.close()
 
     def answer(self, ask: Ask) -> str:
         text = f"\n{ask.plain}" if self._plain else ask.prompt  # a line of its own, as such a model was trained
@@ -165,7 +197,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     def make() -> Watcher:
         session = penstock.open(model, args.memory, args.budget, path="eager")
-        return Watching(session, args.max_new, args.asks == "plain")
+        return Watching(session, args.max_new, args.asks == "plain", session.seer.eyes().trigger)
 
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console

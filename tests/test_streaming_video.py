@@ -132,6 +132,56 @@ def test_proactive_output_is_polled_until_it_speaks(says_at: int, output: str, s
     assert all(seen[-1] == at for at, seen in watcher.asked)
 
 
+class Speaks(Told):
+    """Speaks up by itself, once, at a second."""
+
+    def __init__(self, at: float, text: str) -> None:
+        super().__init__(lambda *_: pytest.fail("asked"))
+        self.at, self.text = at, text
+        self.heard: dict[int, tuple[str, float]] = {}
+        self._said = ""
+
+    def see(self, frame: Frame) -> None:
+        super().see(frame)
+        if self.heard and frame.t == self.at:
+            self._said = self.text
+
+    def stand(self, number: int, request: str) -> bool:
+        self.heard[number] = (request, self.times[-1])
+        return True
+
+    def said(self, number: int) -> str:
+        said, self._said = self._said, ""
+        return said
+
+    def end(self, number: int) -> None:
+        del self.heard[number]
+
+
+@pytest.mark.parametrize(
+    ("at", "text", "right"), [(25, "Rain", 1), (24, "It is Rain.", 1), (19, "Rain", 0), (25, "Sun", 0), (17, "Rain", 0)]
+)
+def test_a_model_that_speaks_up_by_itself_is_not_polled(at: float, text: str, right: int) -> None:
+    """Polled on forks it was always silent: it speaks behind frames, and on a fork none came."""
+    watcher, video = Speaks(at, text), proactive()
+    one = Pass(watcher, video.tests)
+    assert not watcher.heard
+    exchanges = one.watch(frames(60))
+    (score,) = [test.score(found) for test, found in zip(video.tests, exchanges)]
+    assert score.strict == right
+    assert not watcher.heard
+    assert watcher.times[-1] == (29 if at == 17 else at)  # no further than it takes
+
+
+def test_a_request_stands_from_its_second_on() -> None:
+    watcher = Speaks(99, "")
+    heard: list[tuple[str, float]] = []
+    watcher.stand = lambda number, request: bool(heard.append((request, watcher.times[-1]))) or True  # type: ignore[method-assign]
+    watcher.end = lambda number: None  # type: ignore[method-assign]
+    Pass(watcher, proactive().tests).watch(frames(60))
+    assert heard == [('When it rains, output "Rain".', 18.0)]
+
+
 def test_forward_questions_of_ovobench() -> None:
     data = [
         {"task": "EPM", "video": "v", "realtime": 4.2, "question": "q", "options": ["red", "green"], "gt": 1},

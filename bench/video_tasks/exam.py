@@ -29,6 +29,8 @@ class Ask:
     plain: str
     options: tuple[str, ...] = ()  # without letters
     history: bool = False  # question and answer stay in the conversation of this video
+    stands: bool = False  # a request that is put to a model that speaks up by itself
+    polls: bool = False  # whether it is time to speak: a model that speaks up by itself is not asked
 
 
 Script = Generator[Ask, str, None]

@@ -33,7 +33,11 @@ OVERRUN = 4  # seconds of polling behind the right moment
 
 @dataclass(frozen=True)
 class Proactive:
-    """`When X happens, output Y`: polled every second until the model says that it is time."""
+    """`When X happens, output Y`: polled every second until the model says that it is time.
+
+    A model that speaks up by itself (`watching.Listener`) gets `request` when the test begins, and what it says in a
+    second is its reply to the poll at the end of it.
+    """
 
     task: str
     group: str
@@ -41,6 +45,11 @@ class Proactive:
     question: str
     moment: float
     output: str
+
+    @property
+    def request(self) -> str:
+        """What is put to a model that speaks up by itself, at `at`."""
+        return self.question
 
     def script(self) -> Script:
         now = self.at
@@ -50,6 +59,7 @@ class Proactive:
                 now,
                 f"{self.question}\nIs it the right time to output {self.output!r} now? Answer with yes or no only.",
                 f"{self.question} Now?",
+                polls=True,
             )
             if rules.yes_no(reply) == "yes":
                 yield Ask(now, self.question, self.question)

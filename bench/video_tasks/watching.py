@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from bench.video_tasks.exam import Ask, Exchange, Test
+from bench.video_tasks.streamingbench import Proactive
 from penstock.core import Frame
 
 
@@ -28,6 +29,20 @@ class Watcher(Protocol):
         """The reply; nothing of it stays, unless the ask belongs to a conversation (`history`)."""
 
 
+@runtime_checkable
+class Listener(Protocol):
+    """A watcher whose model speaks up by itself: a request stands from its second on, on a fork of its own."""
+
+    def stand(self, number: int, request: str) -> bool:
+        """Put the request of a test; False: ask it like any other."""
+
+    def said(self, number: int) -> str:
+        """What was said since this was asked last."""
+
+    def end(self, number: int) -> None:
+        """The request is over."""
+
+
 class Pass:
     """One video, its tests, one watcher."""
 
@@ -40,7 +55,10 @@ class Pass:
         self._scripts = [test.script() for test in tests]
         self._agenda: list[tuple[float, int, int, Ask]] = []
         self._order = 0
-        for index, script in enumerate(self._scripts):
+        self._standing: dict[int, str] = {}  # of tests whose request stands: what was said last
+        for index, (test, script) in enumerate(zip(tests, self._scripts)):
+            if isinstance(watcher, Listener) and isinstance(test, Proactive):
+                self._plan(index, Ask(test.at, test.request, test.request, stands=True))
             self._plan(index, next(script, None))
 
     def watch(self, frames: Iterable[Frame]) -> list[list[Exchange]]:
@@ -66,15 +84,29 @@ class Pass:
         at, _, index, ask = heapq.heappop(self._agenda)
         if self.seen > at:
             raise LookAhead(f"a question about second {at} was put when second {self.seen} had been seen")
-        reply = self._watcher.answer(ask)
+        if ask.stands:
+            if isinstance(self._watcher, Listener) and self._watcher.stand(index, ask.plain):
+                self._standing[index] = ""
+            return
+        reply = self._reply(index, ask)
         self.exchanges[index].append(Exchange(at, reply))
         try:
             following = self._scripts[index].send(reply)
         except StopIteration:
             following = None
         if following is None:
+            if isinstance(self._watcher, Listener) and self._standing.pop(index, None) is not None:
+                self._watcher.end(index)
             self._done(index)
         self._plan(index, following)
+
+    def _reply(self, index: int, ask: Ask) -> str:
+        if index not in self._standing:
+            return self._watcher.answer(ask)
+        if ask.polls and isinstance(self._watcher, Listener):
+            self._standing[index] = self._watcher.said(index)
+            return "yes" if self._standing[index] else "no"
+        return self._standing[index]
 
     def _plan(self, index: int, ask: Ask | None) -> None:
         if ask is not None:

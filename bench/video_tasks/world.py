@@ -50,7 +50,10 @@ def export(folder: Path, videos: int = VIDEOS, seconds: float = SECONDS, seed: i
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    asked = [Shapes(seed + i, rate=RATE).questions(seconds - 1) for i in range(videos)]
+    asked = [
+        [q for q in Shapes(seed + i, rate=RATE).questions(seconds - 1) if q.evidence_from <= seconds - 2]
+        for i in range(videos)
+    ]  # a moment behind the end of the file never comes
     pools: dict[str, list[str]] = {}
     for question in (question for questions in asked for question in questions):
         pools.setdefault(question.kind, []).append(question.answer.strip())
