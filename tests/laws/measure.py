@@ -77,7 +77,7 @@ class Operations(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         numels = tuple(t.numel() for t in tensors((args, kwargs, out)))
-        self.counts[(str(func), *numels)] += 1
+        self.counts[(func, *numels)] += 1
         return out
 
 

@@ -232,7 +232,7 @@ def test_main_memory_stays_within_its_limit() -> None:
     """The oldest blocks go, and their summaries with them; a question reads what is left."""
     stack = Stack()
     memory = stack.memory(cascade(Archive(4, 3, Mean(), SMALL)))
-    for seed in range(40):
+    for seed in range(28):
         stack.feed(memory, tokens(128, seed=seed), 64)
         assert memory.ram_bytes <= SMALL.ram
     blocks = archived(memory)
@@ -403,7 +403,7 @@ def test_what_a_choice_looks_at_does_not_grow(tmp_path: Path, monkeypatch: pytes
         Representatives, "score", lambda self, rows, query: (scored.append(len(rows)), score(self, rows, query))[1]
     )
     seen: list[tuple[int, int]] = []
-    for length in (600, 2200):
+    for length in (560, 1800):
         while len(archived(memory)) < length:
             stack.feed(memory, tokens(128, seed=memory.length()), 64)
         blocks = archived(memory)
@@ -413,6 +413,9 @@ def test_what_a_choice_looks_at_does_not_grow(tmp_path: Path, monkeypatch: pytes
         blocks.choose(torch.randn(2, 2, 1, 8, generator=torch.Generator().manual_seed(0)), slots)
         assert sum(fetched) <= 4 * slots
         assert sum(scored) <= 4 * slots + blocks.run
+        fetched.clear()
+        blocks.choose(torch.randn(2, 2, 1, 8, generator=torch.Generator().manual_seed(0)), slots, asks=False)
+        assert 0 < sum(fetched) <= 2 * slots, "a token of an answer looks at half as many"
         assert blocks.count - blocks.base < blocks.run // 4, "runs behind the first are a fourth of it"
         fetched.clear()
         blocks.choose(torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)), slots)
