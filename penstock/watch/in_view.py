@@ -15,10 +15,12 @@ class InView:
     def __init__(self) -> None:
         self._newest: Seen | None = None
         self._lacks = False
+        self.missing = 0  # tokens of it that have not been read
 
     def see(self, seen: Seen) -> None:
         """A unit was read, as far as its reducers let it."""
-        self._newest, self._lacks = seen, seen.reduced.skips or len(seen.reduced.index) < len(seen.visual.tokens)
+        self.missing = len(seen.visual.tokens) - len(seen.reduced.index)
+        self._newest, self._lacks = seen, self.missing > 0
 
     def skip(self) -> None:
         """A frame was left out before it was encoded: the unit before it stands for what is in view."""
@@ -31,9 +33,4 @@ class InView:
 
     def complete(self) -> None:
         """It was read again."""
-        self._lacks = False
-
-    @staticmethod
-    def missing(seen: Seen) -> int:
-        """How many tokens of a unit have not been read."""
-        return len(seen.visual.tokens) - len(seen.reduced.index)
+        self._lacks, self.missing = False, 0

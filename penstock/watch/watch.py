@@ -237,10 +237,10 @@ class Watch:
         if seen is None:
             return
         if not apart:
-            self.view.complete()
             self.seconds.note(seen.t, self.reader.tokens)
-            self.counts.tokens_kept += self.view.missing(seen)
-            self.counts.tokens_dropped -= self.view.missing(seen)
+            self.counts.tokens_kept += self.view.missing
+            self.counts.tokens_dropped -= self.view.missing
+            self.view.complete()
         self.eyes.read(seen.visual, Reduced(everything(seen.visual)), speaker if apart else None)
 
     def _say(self) -> None:

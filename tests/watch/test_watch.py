@@ -150,6 +150,14 @@ def test_a_frame_left_out_before_it_was_encoded_is_stood_for_by_the_one_before()
     assert before == [[0.0, 2.0, 2.0], [0.0, 2.0, 2.0, 4.0, 6.0, 6.0]]
 
 
+def test_what_is_read_again_and_again_is_counted_once() -> None:
+    """Frames that are not encoded, behind one of which tokens were left out: each question brings that one back."""
+    reduce = ["timechat:by=pixel,threshold=0.01", "scene-change:longest=3"]
+    watch, before = asked_of(["What?@4", "What?@5", "What?@5.5"], reduce)
+    assert before == [[0.0, 3.0], [0.0, 3.0, 3.0], [0.0, 3.0, 3.0, 3.0]]
+    assert (watch.counts.tokens_kept, watch.counts.tokens_dropped) == (8, 8)
+
+
 def test_nothing_is_read_twice_where_nothing_was_left_out_or_another_second_is_asked_for() -> None:
     watch, before = asked_of(["What?@3", "And?@3"], [])
     assert before == [[i / 2 for i in range(7)]] * 2
