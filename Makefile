@@ -19,7 +19,7 @@ run: install  ## the tiny model reads the standard library: a live dashboard, a 
 	$(BIN)/penstock run
 
 test: lint  ## lint, types, generated documents, laws and tests
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 3  # one waits for processes of its own, mostly
 
 lint: install
 	$(BIN)/ruff check .
