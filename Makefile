@@ -18,8 +18,9 @@ install: .venv/installed
 run: install  ## the tiny model reads the standard library: a live dashboard, a table, a plot
 	$(BIN)/penstock run
 
+# Three at a time on two cores: one mostly waits for processes of its own.
 test: lint  ## lint, types, generated documents, laws and tests
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 3  # one waits for processes of its own, mostly
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 3
 
 lint: install
 	$(BIN)/ruff check .
