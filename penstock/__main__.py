@@ -1,6 +1,10 @@
-"""`python -m penstock` is the command `penstock`."""
+"""python -m penstock"""
 
-from penstock.cli import main
+from __future__ import annotations
+
+import sys
+
+from penstock.cli.app import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -34,7 +34,7 @@ class Started(NamedTuple):
 @contextmanager
 def started(*arguments: object) -> Iterator[Started]:
     """A server on a free port of the loopback; it is killed at the end."""
-    command = [sys.executable, "-m", "penstock.cli", "serve", *map(str, arguments), "--port", "0", "--json"]
+    command = [sys.executable, "-m", "penstock", "serve", *map(str, arguments), "--port", "0", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         errors = Path(folder) / "errors"

@@ -52,12 +52,13 @@ class Pass:
         self.exchanges: list[list[Exchange]] = [[] for _ in tests]
         self.seen = float("-inf")  # time of the newest frame
         self._watcher, self._done = watcher, done
+        self._listener = watcher if isinstance(watcher, Listener) else None
         self._scripts = [test.script() for test in tests]
         self._agenda: list[tuple[float, int, int, Ask]] = []
         self._order = 0
         self._standing: dict[int, str] = {}  # of tests whose request stands: what was said last
         for index, (test, script) in enumerate(zip(tests, self._scripts)):
-            if isinstance(watcher, Listener) and isinstance(test, Proactive):
+            if self._listener is not None and isinstance(test, Proactive):
                 self._plan(index, Ask(test.at, test.request, test.request, stands=True))
             self._plan(index, next(script, None))
 
@@ -85,7 +86,7 @@ class Pass:
         if self.seen > at:
             raise LookAhead(f"a question about second {at} was put when second {self.seen} had been seen")
         if ask.stands:
-            if isinstance(self._watcher, Listener) and self._watcher.stand(index, ask.plain):
+            if self._listener is not None and self._listener.stand(index, ask.plain):
                 self._standing[index] = ""
             return
         reply = self._reply(index, ask)
@@ -95,16 +96,16 @@ class Pass:
         except StopIteration:
             following = None
         if following is None:
-            if isinstance(self._watcher, Listener) and self._standing.pop(index, None) is not None:
-                self._watcher.end(index)
+            if self._listener is not None and self._standing.pop(index, None) is not None:
+                self._listener.end(index)
             self._done(index)
         self._plan(index, following)
 
     def _reply(self, index: int, ask: Ask) -> str:
-        if index not in self._standing:
+        if self._listener is None or index not in self._standing:
             return self._watcher.answer(ask)
-        if ask.polls and isinstance(self._watcher, Listener):
-            self._standing[index] = self._watcher.said(index)
+        if ask.polls:
+            self._standing[index] = self._listener.said(index)
             return "yes" if self._standing[index] else "no"
         return self._standing[index]
 

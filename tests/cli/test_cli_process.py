@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 import penstock
 
-PENSTOCK = [sys.executable, "-m", "penstock.cli"]
+PENSTOCK = [sys.executable, "-m", "penstock"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 LIMIT = 120  # seconds: an unending process fails instead of hanging
 

@@ -25,7 +25,7 @@ def main() -> int:
     command = [
         sys.executable,
         "-m",
-        "penstock.cli",
+        "penstock",
         "watch",
         "--serve",
         "--port",

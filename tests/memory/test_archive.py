@@ -232,7 +232,7 @@ def test_main_memory_stays_within_its_limit() -> None:
     """The oldest blocks go, and their summaries with them; a question reads what is left."""
     stack = Stack()
     memory = stack.memory(cascade(Archive(4, 3, Mean(), SMALL)))
-    for seed in range(28):
+    for seed in range(40):
         stack.feed(memory, tokens(128, seed=seed), 64)
         assert memory.ram_bytes <= SMALL.ram
     blocks = archived(memory)
@@ -403,7 +403,7 @@ def test_what_a_choice_looks_at_does_not_grow(tmp_path: Path, monkeypatch: pytes
         Representatives, "score", lambda self, rows, query: (scored.append(len(rows)), score(self, rows, query))[1]
     )
     seen: list[tuple[int, int]] = []
-    for length in (560, 1800):
+    for length in (600, 2200):
         while len(archived(memory)) < length:
             stack.feed(memory, tokens(128, seed=memory.length()), 64)
         blocks = archived(memory)
@@ -425,6 +425,24 @@ def test_what_a_choice_looks_at_does_not_grow(tmp_path: Path, monkeypatch: pytes
         seen.append((sum(fetched), blocks.live))
     assert seen[1][1] > 3 * seen[0][1]
     assert seen[1][0] == seen[0][0]
+
+
+def test_tokens_of_answers_go_on_from_what_their_question_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They look at fewer blocks; those of the question, and of what is read, as they always did."""
+    stack = Stack()
+    memory = stack.memory(cascade(Archive(4, 3, Mean(), ingest="token")))
+    stack.feed(memory, tokens(128), 64)
+    asked: set[bool] = set()
+    choose = Archived.choose
+    monkeypatch.setattr(
+        Archived, "choose", lambda self, *args, **how: (asked.add(how["asks"]), choose(self, *args, **how))[1]
+    )
+    real = memory.step
+    for phase, asks in ((Phase.INGEST, True), (Phase.ASK, True), (Phase.ANSWER, False)):
+        asked.clear()
+        monkeypatch.setattr(memory, "step", partial(real, phase=phase))
+        stack.feed(memory, tokens(1))
+        assert asked == {asks}, phase
 
 
 def test_what_is_refused() -> None:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -281,6 +282,13 @@ def test_many_blocks_in_one_request(
 ) -> None:  # fmt: skip
     """Some in RAM, some on the disk, some twice, some damaged, some never there; more than RAM has room for."""
     monkeypatch.setattr(copies, "_AT_ONCE", at_once)
+    together, read_all = list[int](), disk.Files.read_all
+
+    def noted(self: disk.Files, slots: Any, expected: Any) -> Any:
+        together.append(len(slots))
+        return read_all(self, slots, expected)
+
+    monkeypatch.setattr(disk.Files, "read_all", noted)
     watched = Watched(ram, 100, folder)
     store = watched.filled(90)
     [shelf] = watched.pool._shelves.values()
@@ -292,7 +300,10 @@ def test_many_blocks_in_one_request(
     ids = torch.tensor([(37 * i) % 90 for i in range(90)] + [5, 5, -1, 90, 88, 4, 5])
     wrong = {*damaged, -1, 90}
     for _ in range(2):
+        together.clear()
         blocks, there = store.fetch(ids)
+        assert len(together) <= 1 or at_once < 1 << 20, "what fits is read together"
+        assert max(together, default=0) <= max(1, at_once // SLOT)
         assert there.tolist() == [i not in wrong for i in ids.tolist()]
         assert torch.equal(blocks[there], numbered(*ids[there].tolist()))
         assert not blocks[~there].any()

@@ -78,12 +78,18 @@ def optimizers_of(net: ShapesNet, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def weights_of(folder: Path) -> dict[str, Tensor]:
-    """The weights of a model folder that `export` wrote."""
+def begin_with(net: ShapesNet, folder: Path) -> None:
+    """Take the weights of a model folder that `export` wrote.
+
+    Raises:
+        InputError: there are none, or those of a model of another shape.
+    """
     try:
-        return load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{folder} holds no weights that can be read: give a model folder with --start.") from error
+        net.load_exported(load_file(folder / "model.safetensors"))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(
+            f"{folder} holds no weights of this model: give a folder that was written with --out."
+        ) from error
 
 
 class Trainer:
@@ -100,7 +106,7 @@ class Trainer:
         if config.resume:
             self.state = load_run(self.folder, self.net, self.optimizers, Progress)
         elif config.start:
-            self.net.load_exported(weights_of(Path(config.start)))
+            begin_with(self.net, Path(config.start))
             self.state.sees = True
         self.maker = RowMaker(self.tokenizer, config.length, reduced=config.reduced)
 
