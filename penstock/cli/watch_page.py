@@ -27,13 +27,13 @@ class Page:
     def __init__(self, watcher: Watch, watched: Watched, address: str) -> None:
         self.watcher, self.watched, self.address = watcher, watched, address
         self._next = 0.0
-        emit = watcher.emit
+        emit = watcher.record.emit
 
         def both(event: Event) -> None:
             watched.event(event.document())
             emit(event)
 
-        watcher.emit = both
+        watcher.record.emit = both
 
     def tick(self, resident: ResidentSet) -> None:
         """How things stand, ten times a second at most; a picture is made when a page asks for it."""

@@ -139,7 +139,7 @@ def test_a_question_brings_back_whole_what_reducers_left_out_of_the_newest_frame
     watch, before = asked_of(["What?@3", "And then?@3", "What?@7"], [reduce])
     assert before == [[0.0, 3.0], [0.0, 3.0], [0.0, 3.0, 7.0]]  # the second finds it there
     assert (watch.counts.tokens_kept, watch.counts.tokens_dropped) == (12, 68)
-    assert watch.seconds.refusal(3.0, watch.reader.memory.view()) is None
+    assert watch.answers.seconds.refusal(3.0, watch.reader.memory.view()) is None
     as_left, before = asked_of(["What?@3", "What?@7"], [reduce], as_left=True)
     assert before == [[0.0], [0.0]]
     assert (as_left.counts.tokens_kept, as_left.counts.tokens_dropped) == (4, 76)
