@@ -47,5 +47,5 @@ sanitize:  ## the native step under the address and undefined-behaviour sanitize
 	@mkdir -p build
 	g++ -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi -pthread \
 		-Ipenstock/kernels/cpu tests/kernels/sanitized.cpp penstock/kernels/cpu/pool.cpp penstock/kernels/cpu/memory.cpp \
-		penstock/kernels/cpu/model.cpp penstock/kernels/cpu/portable.cpp -o build/sanitized
+		penstock/kernels/cpu/model.cpp penstock/kernels/cpu/sets.cpp penstock/kernels/cpu/portable.cpp -o build/sanitized
 	build/sanitized

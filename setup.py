@@ -17,11 +17,11 @@ from setuptools.dist import Distribution
 SOURCES = Path("penstock", "kernels", "cpu")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+AVX512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mfma", "-mprefer-vector-width=512"]
 # file -> the flags of its own; x86 only
-SETS = {
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mfma", "-mprefer-vector-width=512"],
-}
+SETS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512}
+# The same, left out where a compiler or its assembler does not know them.
+NEWER = {"avx512_bf16": [*AVX512, "-mavx512bf16"], "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"]}
 
 
 class Build(build_ext):
@@ -40,20 +40,26 @@ class Build(build_ext):
             raise RuntimeError("no g++ or clang++ was found")
         work = Path(self.build_temp)
         work.mkdir(parents=True, exist_ok=True)
-        sets = SETS if platform.machine().lower() in ("x86_64", "amd64") else {}
-        known = [f"-DPK_HAS_{name.upper()}" for name in sets]
-        parts = {"pool": [], "memory": [], "model": known, "portable": [], **sets}
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        sets = {"portable": [], **(SETS if x86 else {}), **(NEWER if x86 else {})}
 
-        def compiled(name: str) -> str:
+        def compiled(name: str, flags: list[str]) -> str | None:
             target = str(work / f"{name}.o")
-            command = [compiler, *FLAGS, *parts[name], "-c", str(SOURCES / f"{name}.cpp"), "-o", target]
+            command = [compiler, *FLAGS, *flags, "-c", str(SOURCES / f"{name}.cpp"), "-o", target]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
-            if done.returncode:
-                raise RuntimeError((done.stderr.strip().splitlines() or ["the compiler failed"])[0])
-            return target
+            if done.returncode == 0:
+                return target
+            why = (done.stderr.strip().splitlines() or ["the compiler failed"])[0]
+            if name not in NEWER:
+                raise RuntimeError(why)
+            print(f"penstock: the native step is built without {name} ({why}).", file=sys.stderr)
+            return None
 
-        with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
-            objects = list(pool.map(compiled, sorted(parts, key=lambda name: name not in sets)))
+        with ThreadPoolExecutor(min(len(sets), os.cpu_count() or 1)) as pool:
+            built = {name: target for name, target in zip(sets, pool.map(compiled, sets, sets.values())) if target}
+            known = [f"-DPK_HAS_{name.upper()}" for name in built]
+            rest = {"pool": [], "memory": [], "model": known, "sets": known}
+            objects = [*built.values(), *pool.map(compiled, rest, rest.values())]
         here = Path() if self.inplace else Path(self.build_lib)
         target = here / "penstock" / "kernels" / "_cpu.so"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ ABI = 3
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 QKV, OUT, GATE_UP, DOWN, HEAD = range(5)
 NORM_IN, NORM_MLP, NORM_QUERY, NORM_KEY, NORM_LAST = range(5)
-SETS = ("portable", "avx2", "avx512")
+SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 ABSENT = "the native step was not built: install g++ and install penstock again"
 
 

@@ -39,6 +39,7 @@ int64_t lay_out(const pk_model *model, Room &room, Own *own, char *base) {
   const int64_t n = room.tokens, hidden = s.hidden, all = int64_t(s.heads) * s.width, kv = int64_t(s.kv_heads) * s.width, width = s.width;
   int64_t deepest = hidden > s.intermediate ? hidden : s.intermediate;
   deepest = deepest > all ? deepest : all;
+  const int64_t packed = s.weights == PK_BFLOAT16 && n >= HALF_ROWS ? (n + 15) / 16 * 16 * ((deepest + 31) / 32 * 32) : n * deepest;
   Layout at{base};
   room.h = at.floats(n * hidden), room.normed = at.floats(n * hidden), room.places = at.floats(n * hidden);
   room.qkv = at.floats(n * (all + 2 * kv)), room.attended = at.floats(n * all), room.act = at.floats(n * s.intermediate);
@@ -49,7 +50,7 @@ int64_t lay_out(const pk_model *model, Room &room, Own *own, char *base) {
   room.part_top = at.floats(parts), room.part_sum = at.floats(parts), room.part_out = at.floats(parts * width);
   for (int64_t t = 0; t < room.threads; t++) {
     Own mine;
-    mine.panel = at.floats(2 * deepest * TILE), mine.packed = at.floats(n * deepest);
+    mine.panel = at.floats(2 * deepest * TILE), mine.packed = at.floats(packed);
     mine.normed = at.floats(FEW * hidden), mine.merged = at.floats(FEW * all);
     mine.q = at.floats(FEW * all), mine.qs = at.floats(FEW * all);
     mine.k = at.floats(FEW * kv), mine.v = at.floats(FEW * kv), mine.raw = at.floats(FEW * kv);

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "memory.h"
+#include "sets.h"
 
 namespace pk {
 namespace {
@@ -85,32 +86,29 @@ struct Packing {
   }
 };
 
-bool supported(int which) {
-#if defined(__x86_64__)
-#ifdef PK_HAS_AVX512
-  if (which == 2) return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-#endif
-#ifdef PK_HAS_AVX2
-  if (which == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-#endif
-  return which == 0;
-}
-
 int chosen = -1;
 
 struct Functions {
   Work run, read;
 };
 
+// Sets with products of bfloat16 read as AVX-512 does.
 Functions functions() {
-#ifdef PK_HAS_AVX512
-  if (pk_chosen() == 2) return {avx512::run, avx512::read};
-#endif
+  const int which = pk_chosen();
+  Functions found = {portable::run, portable::read};
 #ifdef PK_HAS_AVX2
-  if (pk_chosen() == 1) return {avx2::run, avx2::read};
+  if (which == AVX2) found = {avx2::run, avx2::read};
 #endif
-  return {portable::run, portable::read};
+#ifdef PK_HAS_AVX512
+  if (which >= AVX512) found = {avx512::run, avx512::read};
+#endif
+#ifdef PK_HAS_AVX512_BF16
+  if (which == AVX512_BF16) found.run = avx512_bf16::run;
+#endif
+#ifdef PK_HAS_AMX
+  if (which == AMX) found.run = amx::run;
+#endif
+  return found;
 }
 
 // cos and sin of a position's angles, in float64 as penstock/memory/positions.py computes them.
@@ -169,16 +167,26 @@ int32_t pk_built(void) {
 #ifdef PK_HAS_AVX512
   found |= 4;
 #endif
+#ifdef PK_HAS_AVX512_BF16
+  found |= 8;
+#endif
+#ifdef PK_HAS_AMX
+  found |= 16;
+#endif
   return found;
 }
 
 int32_t pk_chosen(void) {
-  if (chosen < 0) chosen = supported(2) ? 2 : supported(1) ? 1 : 0;
+  if (chosen < 0) {
+    int best = SETS - 1;
+    while (!supported(best)) best--;
+    chosen = best;
+  }
   return chosen;
 }
 
 int32_t pk_choose(int32_t which) {
-  if (which < 0 || which > 2 || !supported(which)) return 0;
+  if (which < 0 || which >= SETS || !supported(which)) return 0;
   chosen = which;
   return 1;
 }
@@ -218,6 +226,7 @@ int32_t pk_model_matrix(pk_model *model, int32_t layer, int32_t which, int32_t c
     biased = biased || sources[s].bias;
   }
   matrix->rows = int(rows), matrix->cols = cols, matrix->kind = model->shape.weights;
+  matrix->half = matrix->kind == PK_BFLOAT16 && model->shape.stored == PK_BFLOAT16;
   matrix->tiles = which == PK_GATE_UP ? 2 * ((sources[0].rows + TILE - 1) / TILE) : int((rows + TILE - 1) / TILE);
   packing.data = static_cast<char *>(reserve(model, matrix->tiles * matrix->tile_bytes()));
   if (matrix->kind == PK_INT8) packing.scale = static_cast<float *>(reserve(model, int64_t(matrix->tiles) * TILE * 4));

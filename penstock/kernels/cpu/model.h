@@ -7,12 +7,14 @@ namespace pk {
 
 constexpr int TILE = 16;       // outputs of a tile
 constexpr int FEW = 4;         // tokens up to which every thread prepares all of them itself, and saves a barrier
+constexpr int HALF_ROWS = 8;  // rows from which products take longer than reading weights: bfloat16 is multiplied in hardware
 constexpr int KEYS = 128;      // keys of a block when a chunk is read
 constexpr int QUERY_ROWS = 192;  // queries x heads of a block, at most
 
 // [tiles][cols / pack][16][pack]: pack is 1 for float32, 2 for bfloat16, 4 for int8 (stored with 128 added).
 struct Matrix {
   int rows = 0, cols = 0, tiles = 0, kind = 0;
+  bool half = false;  // bfloat16, and so is what the model stores: products may be those of the hardware
   const char *data = nullptr;
   const float *scale = nullptr;  // [tiles * 16], int8 only
   const float *bias = nullptr;   // [tiles * 16], or null
@@ -27,7 +29,7 @@ struct LayerWeights {
 // Buffers of one thread.
 struct Own {
   float *panel;                          // two tiles in float32
-  float *packed;                         // rows of activations as products want them
+  float *packed;                         // rows of activations as products want them; whole blocks of 16 by 32 for tiles
   float *normed, *merged;                // [FEW, hidden], [FEW, heads * width]
   float *q, *qs, *k, *v, *raw;           // as Room's, for FEW tokens
   float *block_q, *block_qs, *scores;    // [QUERY_ROWS, width] twice, [QUERY_ROWS, KEYS]
@@ -88,5 +90,8 @@ struct ReadStep {
 namespace portable { void run(void *step, int thread); void read(void *step, int thread); }
 namespace avx2 { void run(void *step, int thread); void read(void *step, int thread); }
 namespace avx512 { void run(void *step, int thread); void read(void *step, int thread); }
+// Sets of their own products of bfloat16; a whole matrix times rows is for looking at them, see products_half.h.
+namespace avx512_bf16 { void run(void *step, int thread); void products(const Matrix &m, const float *x, int64_t rows, const Own *own, float *out); }
+namespace amx { void run(void *step, int thread); void products(const Matrix &m, const float *x, int64_t rows, const Own *own, float *out); }
 
 }  // namespace pk

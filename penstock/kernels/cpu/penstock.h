@@ -108,7 +108,8 @@ struct pk_reading {
 struct pk_model;
 
 int32_t pk_abi(void);
-// Instruction sets that were built, a bit each, and the one that this processor uses: 0 portable, 1 AVX2, 2 AVX-512.
+// Instruction sets that were built, a bit each, and the one that this processor uses: 0 portable, 1 AVX2, 2 AVX-512,
+// 3 AVX-512 with products of bfloat16 pairs, 4 with tiles (AMX).
 int32_t pk_built(void);
 int32_t pk_chosen(void);
 // Use another one (for tests); false where the processor or the build lacks it.

@@ -214,9 +214,20 @@ static void sum_columns(const float *x, int cols, int rows, float *sums) {
     for (int r = 0; r < rows; r++) sums[r] += x[int64_t(k) * rows + r];
 }
 
+}  // namespace PK_SET
+}  // namespace pk
+
+#include "products_half.h"
+
+namespace pk {
+namespace PK_SET {
+
 // Call finish(row, column, values, count) with up to 32 outputs of each row, for a range of tiles.
 template <class Finish>
 static void multiply(const Matrix &m, int64_t begin, int64_t end, const float *x, int64_t stride, int64_t rows, const Own *own, Finish finish) {
+#ifdef PK_HALF
+  if (m.half && rows >= HALF_ROWS) return multiply_half(m, begin, end, x, stride, rows, own, finish);
+#endif
   const int block = rows <= TALL ? int(rows) : block_rows(rows);
   const int64_t blocks = (rows + block - 1) / block;
   const bool widen = rows >= MANY && m.kind != PK_FLOAT32;
