@@ -69,7 +69,6 @@ class Session:
         else:  # a row of the memory of many sessions: whoever shares it steps it, and feeds the encoder ahead of it
             self._has_own = False
         self.runner, self._memory, self.row = shared, shared.memory, row
-        self.memory = RememberedMemory(self)
         self.log = TokenLog(sink=log)
         self.spans = Spans(getattr(self.method, "stack", None))
         self.meter = Meter()
@@ -333,6 +332,11 @@ class Session:
         save(self, Path(path))
 
     # -- report -------------------------------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> RememberedMemory:
+        """What is remembered now; not kept here, so that nothing refers back and a session ends with its last owner."""
+        return RememberedMemory(self)
 
     def on_evict(self, callback: Callable[[Evicted], None]) -> None:
         """Call back after each step with what no layer holds any more."""

@@ -25,11 +25,11 @@ from penstock.core import Kind, Phase, Span
 from penstock.errors import CompositionError, ContextFull, MemoryStateError, NotRewindable
 from penstock.memory import flow_rows, groups
 from penstock.memory.archive_plan import refuse_small_tiers
+from penstock.memory.backing import Backing
 from penstock.memory.cascade import Placement
 from penstock.memory.flow import FlowGroup
 from penstock.memory.groups import Undo, grouped, row_bytes
 from penstock.memory.layout import Geometry
-from penstock.memory.losses import Losses
 from penstock.memory.remembered import SegmentView, runs, slid_out, views
 
 
@@ -83,15 +83,14 @@ class Memory:
         self.rows = [Row() for _ in range(rows)]
         self.groups: list[Any] = []
         self.where: dict[int, tuple[int, int]] = {}
-        self._pool: Any = None
-        self._losses = Losses()
+        self._backing = Backing(self.cascades)
         self.wanted: range | None = None  # what an oracle makes archives fetch (comparisons only)
         for members, cascade in grouped(geometry.layers, cascades):
             for i, layer in enumerate(members):
                 self.where[layer.index] = (len(self.groups), i)
-            self.groups.append(groups.make_group(members, cascade, rows, geometry, naive, self._blocks))
+            self.groups.append(groups.make_group(members, cascade, rows, geometry, naive, self._backing.pool))
         flows = [g for g in self.groups if isinstance(g, FlowGroup)]
-        self._archives = refuse_small_tiers([b for g in flows for layer in g.branches for b in layer], rows)
+        self._backing.expected = refuse_small_tiers([b for g in flows for layer in g.branches for b in layer], rows)
 
     # -- sizes --------------------------------------------------------------------------------------------------
 
@@ -119,19 +118,10 @@ class Memory:
         flows = [g for g in self.groups if isinstance(g, FlowGroup)]
         return list({id(p): p for g in flows for s in flow_rows.stores_of(g) if (p := s.pool) is not None}.values())
 
-    def _blocks(self) -> Any:
-        """The pool of blocks behind this memory's archives, made when first needed."""
-        if self._pool is None:
-            from penstock.memory.tiers import Pool
-
-            limits = [t for c in self.cascades for t in c.tiers]
-            self._pool = Pool(**limits[0].options(), on_event=self._losses.note, expected=self._archives)
-        return self._pool
-
     @property
     def events(self) -> deque[str]:
         """The newest sentences about archived blocks that were lost, dropped or late; shared with forks."""
-        return self._losses.sentences
+        return self._backing.losses.sentences
 
     @property
     def budget_bytes(self) -> int | None:
@@ -329,8 +319,8 @@ class Memory:
         source = self.rows[row]
         for old, new in zip(self.groups, target.groups):
             groups.copy_row(old, row, new, to, source.length)
-        if target._pool is None:  # it reads blocks of this memory's pool
-            target._losses = self._losses
+        if not target._backing.is_made:  # it reads blocks of this memory's pool
+            target._backing.losses = self._backing.losses
         target.rows[to] = Row(length=source.length)
 
     def save_row(self, row: int = 0) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ class Page:
     def __init__(self, start: int) -> None:
         self.start, self.used = start, 0
         self.blocks: Ids = np.empty(PAGE, dtype=np.int64)
-        self.users: set[Table] = set()
+        self.users: WeakSet[Table] = WeakSet()  # tables hold their pages
 
     def held(self, first: int = 0, last: int | None = None) -> Ids:
         """The blocks at these offsets that are not known to be lost."""
