@@ -140,8 +140,13 @@ def location() -> Path:
 @cache
 def library() -> Any:
     """The loaded library, or None."""
+    return opened(location())
+
+
+def opened(path: Path) -> Any:
+    """A library of this interface in a file, or None."""
     try:
-        found = ctypes.CDLL(str(location()))
+        found = ctypes.CDLL(str(path))
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(found, name)
             function.restype, function.argtypes = result, arguments
