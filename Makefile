@@ -43,9 +43,14 @@ clean:
 native: install  ## the native step, built again
 	$(BIN)/python setup.py -q build_ext --inplace
 
+SANITIZED := g++ -std=c++17 -O0 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi -pthread \
+	-DPK_EMULATED -DPK_HAS_AVX512_BF16 -DPK_HAS_AMX -Ipenstock/kernels/cpu
+
 sanitize:  ## the native step under the address and undefined-behaviour sanitizers
 	@mkdir -p build
-	g++ -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi -pthread \
-		-Ipenstock/kernels/cpu tests/kernels/sanitized.cpp penstock/kernels/cpu/pool.cpp penstock/kernels/cpu/memory.cpp \
-		penstock/kernels/cpu/model.cpp penstock/kernels/cpu/sets.cpp penstock/kernels/cpu/portable.cpp -o build/sanitized
+	for name in portable avx512_bf16 amx pool memory model sets; do \
+		$(SANITIZED) -c penstock/kernels/cpu/$$name.cpp -o build/sanitized.$$name.o || exit 1; done
+	$(SANITIZED) tests/kernels/sanitized.cpp build/sanitized.*.o -o build/sanitized
+	$(SANITIZED) tests/kernels/half.cpp build/sanitized.*.o -o build/half
 	build/sanitized
+	build/half

@@ -119,7 +119,7 @@ std::vector<int64_t> tokens(int count) {
 }
 
 // All stretches of a step whose attention gives the queries back.
-std::vector<char> stretches(pk_model *model, int stored, const std::vector<int64_t> &ids, int threads) {
+std::vector<float> stretches(pk_model *model, int stored, const std::vector<int64_t> &ids, int threads) {
   const size_t size = stored == PK_FLOAT32 ? 4 : 2, count = ids.size();
   std::vector<float> hidden(count * HIDDEN);
   std::vector<char> query(size * count * HEADS * WIDTH), attended(query), key(size * count * KV * WIDTH), value(key), logits(size * VOCABULARY);
@@ -130,7 +130,10 @@ std::vector<char> stretches(pk_model *model, int stored, const std::vector<int64
     if (pk_run_stretch(model, &stretch)) std::printf("a stretch was refused\n"), std::exit(1);
     attended = query;
   }
-  return logits;
+  std::vector<float> found;
+  for (int i = 0; i < VOCABULARY; i++)
+    found.push_back(stored == PK_FLOAT32 ? reinterpret_cast<float *>(logits.data())[i] : widen(reinterpret_cast<uint16_t *>(logits.data())[i]));
+  return found;
 }
 
 // Three parts: numbers, raw keys that are turned, codes of `bits` bits; with a bias on the first.
@@ -174,20 +177,20 @@ bool agree(const std::vector<float> &a, const std::vector<float> &b, float limit
   return true;
 }
 
-}  // namespace
-
-int main() {
+// All that a set runs; how many single tokens, or -1.
+int steps_of_all_kinds() {
   int steps = 0;
   for (int stored : {PK_FLOAT32, PK_BFLOAT16})
     for (int bits : {PK_CODES8, PK_CODES4})
-      if (!agree(reading(stored, bits, 1), reading(stored, bits, 3), stored == PK_FLOAT32 ? 1e-5f : 0.02f)) return 1;
+      if (!agree(reading(stored, bits, 1), reading(stored, bits, 3), stored == PK_FLOAT32 ? 1e-5f : 0.02f)) return -1;
   for (int weights : {PK_FLOAT32, PK_BFLOAT16, PK_INT8})
     for (int stored : {PK_FLOAT32, PK_BFLOAT16}) {
       std::vector<char> embedding;
       pk_model *model = build(weights, stored, embedding);
       for (int count : {1, 3, 9, 40}) {
         const std::vector<int64_t> ids = tokens(count);
-        if (stretches(model, stored, ids, 1) != stretches(model, stored, ids, 3)) return std::printf("stretches differ\n"), 1;
+        const float exact = pk_chosen() == 0 ? 0.0f : stored == PK_FLOAT32 ? 1e-5f : 0.02f;  // others add up pairs of tiles in another order
+        if (!agree(stretches(model, stored, ids, 1), stretches(model, stored, ids, 3), exact)) return std::printf("stretches differ\n"), -1;
       }
       for (int64_t window : {0, 5, 13}) {
         Stream whole(stored, window), single(stored, window);
@@ -202,12 +205,23 @@ int main() {
           for (size_t i = 0; i < all.size(); i++)
             if (!(std::fabs(all[i] - apart[i]) <= (stored == PK_FLOAT32 ? 1e-4f : 0.25f))) {
               std::printf("chunks and single tokens differ: %g and %g (weights %d, stored %d, window %d)\n", double(all[i]), double(apart[i]), weights, stored, int(window));
-              return 1;
+              return -1;
             }
         }
       }
       pk_model_free(model);
     }
-  std::printf("clean: %d steps\n", steps / VOCABULARY);
+  return steps / VOCABULARY;
+}
+
+}  // namespace
+
+int main() {
+  for (int set = 0; pk_built() >> set; set++) {
+    if (!pk_choose(set)) continue;
+    const int steps = steps_of_all_kinds();
+    if (steps < 0) return std::printf("on set %d\n", set), 1;
+    std::printf("clean: %d steps on set %d\n", steps, set);
+  }
   return 0;
 }
