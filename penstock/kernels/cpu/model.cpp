@@ -86,8 +86,6 @@ struct Packing {
   }
 };
 
-int chosen = -1;
-
 struct Functions {
   Work run, read;
 };
@@ -158,38 +156,6 @@ bool whole(const pk_model *model) {
 using namespace pk;
 
 int32_t pk_abi(void) { return 3; }
-
-int32_t pk_built(void) {
-  int32_t found = 1;
-#ifdef PK_HAS_AVX2
-  found |= 2;
-#endif
-#ifdef PK_HAS_AVX512
-  found |= 4;
-#endif
-#ifdef PK_HAS_AVX512_BF16
-  found |= 8;
-#endif
-#ifdef PK_HAS_AMX
-  found |= 16;
-#endif
-  return found;
-}
-
-int32_t pk_chosen(void) {
-  if (chosen < 0) {
-    int best = SETS - 1;
-    while (!supported(best)) best--;
-    chosen = best;
-  }
-  return chosen;
-}
-
-int32_t pk_choose(int32_t which) {
-  if (which < 0 || which >= SETS || !supported(which)) return 0;
-  chosen = which;
-  return 1;
-}
 
 pk_model *pk_model_new(const pk_shape *shape) {
   auto *model = new (std::nothrow) pk_model;

@@ -99,6 +99,8 @@ bool works(int which, Products products) {
 
 #endif
 
+int chosen = -1;
+
 }  // namespace
 
 bool supported(int which) {
@@ -122,3 +124,37 @@ bool supported(int which) {
 }
 
 }  // namespace pk
+
+using namespace pk;
+
+int32_t pk_built(void) {
+  int32_t found = 1;
+#ifdef PK_HAS_AVX2
+  found |= 2;
+#endif
+#ifdef PK_HAS_AVX512
+  found |= 4;
+#endif
+#ifdef PK_HAS_AVX512_BF16
+  found |= 8;
+#endif
+#ifdef PK_HAS_AMX
+  found |= 16;
+#endif
+  return found;
+}
+
+int32_t pk_chosen(void) {
+  if (chosen < 0) {
+    int best = SETS - 1;
+    while (!supported(best)) best--;
+    chosen = best;
+  }
+  return chosen;
+}
+
+int32_t pk_choose(int32_t which) {
+  if (which < 0 || which >= SETS || !supported(which)) return 0;
+  chosen = which;
+  return 1;
+}
