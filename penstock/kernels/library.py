@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI = 3
+ABI = 4
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 QKV, OUT, GATE_UP, DOWN, HEAD = range(5)
 NORM_IN, NORM_MLP, NORM_QUERY, NORM_KEY, NORM_LAST = range(5)
@@ -99,6 +99,8 @@ class OfferOf(Structure):
         *((name, c_int64) for name in ("key_head", "value_head", "bias_head", "count")),
         ("kind", c_int32),
         ("shared", c_int32),
+        ("blocks", c_void_p),
+        *((name, c_int64) for name in ("blocks_head", "key_at", "value_at", "block")),
     )
 
 
@@ -111,6 +113,28 @@ class ReadingOf(Structure):
         ("scale", c_float),
         *((name, c_int32) for name in ("offer_count", "heads", "kv_heads", "width", "half", "interleaved")),
         *((name, c_int32) for name in ("stored", "threads", "unused")),
+    )
+
+
+class CandidatesOf(Structure):
+    """pk_candidates."""
+
+    _fields_ = (
+        ("rows", c_void_p),
+        ("blocks", c_void_p),
+        *((name, c_int64) for name in ("rows_head", "blocks_head", "key_head", "key_at")),
+        *((name, c_int64) for name in ("marked_head", "marked_at", "count")),
+    )
+
+
+class ChoiceOf(Structure):
+    """pk_choice."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("query", "parts", "channels", "scores", "room", "shares")),
+        ("block", c_int64),
+        *((name, c_int32) for name in ("part_count", "kv_heads", "group", "tokens", "width", "key_width", "rows")),
+        *((name, c_int32) for name in ("summary", "stored", "apart", "threads", "unused")),
     )
 
 
@@ -129,6 +153,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pk_run_stretch": (c_int32, (c_void_p, POINTER(Stretch))),
     "pk_read_room": (c_int64, (c_int32, c_int32)),
     "pk_read": (None, (POINTER(ReadingOf),)),
+    "pk_choice_room": (c_int64, (c_int32,)),
+    "pk_choice_run": (None, (POINTER(ChoiceOf),)),
 }
 
 
@@ -170,6 +196,8 @@ def describe() -> dict[str, Any]:
 __all__ = [
     "ABSENT",
     "SETS",
+    "CandidatesOf",
+    "ChoiceOf",
     "Group",
     "LayerMemory",
     "OfferOf",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from penstock.kernels.weights import KINDS
 from penstock.memory.attend import Partial
 from penstock.memory.codec import Int4, Int8, Integers
 from penstock.memory.coded import Groups
-from penstock.memory.parts import Additive, Offer, Packed, Place, Query, Readable
+from penstock.memory.lending import Lent
+from penstock.memory.parts import Additive, Offer, Packed, Place, Query, Readable, Stored
 from penstock.memory.positions import Angles, Rotary
-from penstock.memory.reading import Reader
+from penstock.memory.reading import Reader, decoded
 
 _PER_THREAD = 1 << 17  # bytes of keys and values that are worth another thread
 _TABLES = 16  # rotations of runs of positions that are kept
@@ -45,18 +47,22 @@ class Reading:
             return reader.read(offers, query)
         extra: Tensor | None = None
         count = 0
-        for offer in offers:
-            if isinstance(offer, Additive):
-                extra = offer.out if extra is None else extra + offer.out
-            elif isinstance(offer, Packed):
-                if _readable_codes(offer, place):
-                    count = self._packed(count, offer, query)
-                else:
-                    for one in offer.plain():
+        with ExitStack() as borrowed:
+            for offer in offers:
+                if isinstance(offer, Additive):
+                    extra = offer.out if extra is None else extra + offer.out
+                    continue
+                more = None
+                if isinstance(offer, Packed) and _readable_codes(offer, place):
+                    more = self._packed(count, offer, query)
+                elif isinstance(offer, Stored) and not reader.cascade.blind:
+                    more = self._stored(count, offer, borrowed.enter_context(offer.lend()), query)
+                if more is None:
+                    for one in decoded((offer,)):
+                        assert isinstance(one, Readable)
                         count = self._plain(count, one, reader, query)
-            else:
-                count = self._plain(count, offer, reader, query)
-        part = self._run(count, reader, query)
+                count = count if more is None else more
+            part = self._run(count, reader, query)
         self._keep.clear()
         return part, extra
 
@@ -99,7 +105,7 @@ class Reading:
             return count
         own, place = self._next(count), reader.place
         key, value = _rows(offer.key), _rows(offer.value)
-        own.key_cos = own.key_sin = own.bias = None
+        own.key_cos = own.key_sin = own.bias = own.blocks = None
         if not offer.turned and bool(offer.position.any()):
             first = _run_of(offer.position)
             if first is None:
@@ -135,11 +141,28 @@ class Reading:
             own.value, own.value_scale, own.value_zero = of_values
             own.key_cos = table.cos.data_ptr() + 4 * i * size * half
             own.key_sin = table.sin.data_ptr() + 4 * i * size * half
-            own.bias, own.count, own.kind, own.shared = None, size, codec.bits, shared
+            own.bias, own.count, own.kind, own.shared, own.blocks = None, size, codec.bits, shared, None
             own.key_head = own.value_head = size * width * codec.bits // 8
             own.query_cos, own.query_sin = here
             count += 1
         return count
+
+    def _stored(self, count: int, offer: Stored, lent: Lent | None, query: Query) -> int | None:
+        """Add blocks where they lie; None if they are not to be had so."""
+        if lent is None:
+            return None
+        own, layout = self._next(count), lent.layout
+        own.key = own.value = own.key_cos = own.key_sin = own.bias = None
+        own.count, own.block, own.kind = len(lent) * layout.block, layout.block, KINDS[layout.place.dtype]
+        if offer.first is not None:
+            table = self._table(query.place.encoding, offer.first, own.count, self._tables)
+            own.key_cos, own.key_sin = table.cos.data_ptr(), table.sin.data_ptr()
+        own.blocks, own.blocks_head = lent.addresses.ctypes.data, len(lent) if lent.addresses.ndim == 2 else 0
+        own.key_at, own.key_head = layout.bytes_of("key").start, layout.head_bytes("key")
+        own.value_at, own.value_head = layout.bytes_of("value").start, layout.head_bytes("value")
+        own.query_cos, own.query_sin = self._here(offer.query_at, query)
+        self._keep.append(lent)
+        return count + 1
 
     def _here(self, at: Tensor, query: Query) -> tuple[int, int]:
         """Where the rotation to a query's position lies."""

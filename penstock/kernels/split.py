@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import library as lib
+from penstock.kernels.choosing import Choosing
 from penstock.kernels.reading import Reading
 from penstock.kernels.weights import Weights
 from penstock.memory import Memory
@@ -31,7 +32,7 @@ class Split:
         self._run = lib.library().pk_run_stretch
         first = memory.geometry.layers[0]
         self._heads, self._kv, self._width = first.query_heads, first.kv_heads, first.key_width
-        self._reading = Reading()
+        self._reading, self._choosing = Reading(), Choosing()
         self._layers = [layer.index for layer in memory.geometry.layers]
 
     def run(self, step: Any, tokens: Tensor, places: Tensor | None) -> Tensor | None:
@@ -41,7 +42,7 @@ class Split:
             raise IndexError(f"a token is outside of the vocabulary of {self.vocabulary}")
         for plan in step.plans:
             if isinstance(plan, FlowPlan):
-                plan.read = self._reading.read
+                plan.read, plan.chooser = self._reading.read, self._choosing
         dtype = self.memory.geometry.dtype
         hidden = torch.empty(count, self.weights.hidden)
         own = lib.Stretch(

@@ -22,7 +22,7 @@ from penstock.errors import BudgetError, CompositionError
 from penstock.memory.archive_blocks import Archived
 from penstock.memory.entries import Entries
 from penstock.memory.frames import Frame
-from penstock.memory.parts import Additive, Part, Place, Query, Readable, State, Unit, refuse_alibi
+from penstock.memory.parts import Offer, Part, Place, Query, Readable, State, Stored, Unit, refuse_alibi
 from penstock.memory.retrieval import Mean, Selector
 from penstock.memory.tiers import Tiers
 from penstock.memory.tiers.disk import slot_bytes
@@ -95,10 +95,10 @@ class Archive(Part):
             blocks = blocks.seal(sealed, query)
         near = place.none()
         if self.ingest == "unit" and len(blocks):
-            near = blocks.fetch(blocks.choose(asking, self.slots, together=True)[0])
+            near = blocks.fetch(blocks.choose(asking, self.slots, together=True, chooser=unit.chooser)[0])
         return {"pending": pending, "near": near, "blocks": blocks}, None
 
-    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Readable | Additive]:
+    def read(self, state: State, query: Query, frame: Frame, place: Place) -> Iterator[Offer]:
         """What was chosen for the unit, or for each query what it chooses; then what is not sealed yet."""
         blocks: Archived = state["blocks"]
         pending: Entries = state["pending"]
@@ -109,15 +109,12 @@ class Archive(Part):
         elif blocks.live:
             asking = query.to(frame.query) if frame.policy == "far" else query.raw
             asks = query.phase is not Phase.ANSWER
-            chosen = blocks.choose(_by_head(asking, place), self.slots, asks=asks)  # [C, (H,) k]
+            chosen = blocks.choose(_by_head(asking, place), self.slots, asks=asks, chooser=query.chooser)  # [C, (H,) k]
             if query.wanted is not None:
                 chosen = blocks.including(chosen, query.wanted)
             for start, stop in _runs(chosen):
-                found = blocks.fetch(chosen[start])
-                if len(found):
-                    queries = (0, None) if stop - start == len(query) else (start, stop)
-                    offer = Readable.of(found, frame)
-                    yield replace(offer, queries=queries)
+                queries = (0, None) if stop - start == len(query) else (start, stop)
+                yield from _offered(blocks, chosen[start], frame, queries)
         if len(pending):
             yield Readable.of(pending, replace(frame, base=frame.base + behind))
 
@@ -150,6 +147,23 @@ class Archive(Part):
 def _by_head(query: Tensor, place: Place) -> Tensor:
     """[Hq, C, D] as [H, g, C, D]."""
     return query.unflatten(0, (place.heads, place.group))
+
+
+def _offered(
+    blocks: Archived, ids: Tensor, frame: Frame, queries: tuple[int, int | None]
+) -> Iterator[Readable | Stored]:  # fmt: skip
+    """The blocks ids [(H,) k] for some queries; where their positions are known beforehand, as they are stored."""
+
+    def plain() -> Iterator[Readable]:
+        found = blocks.fetch(ids)
+        if len(found):
+            yield replace(Readable.of(found, frame), queries=queries)
+
+    if frame.policy == "stream" or queries != (0, None):
+        yield from plain()
+    else:
+        first = None if frame.policy == "far" else frame.base
+        yield Stored(lambda: blocks.lent(ids), first, frame.query, plain)
 
 
 def _runs(chosen: Tensor) -> Iterator[tuple[int, int]]:

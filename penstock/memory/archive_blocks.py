@@ -11,7 +11,8 @@ that the index proposes.  Handles with a common past share all of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count as counter
 from typing import Any
@@ -24,6 +25,7 @@ from penstock.memory.archive_layout import Layout, Rows
 from penstock.memory.archive_sizes import Sizes
 from penstock.memory.block_index import CENTRES, BlockIndex, number
 from penstock.memory.entries import Entries
+from penstock.memory.lending import Chooser, Lent
 from penstock.memory.parts import Place
 from penstock.memory.retrieval import Selector, ranked, shares
 from penstock.memory.tiers import BlockStore
@@ -174,7 +176,9 @@ class Archived:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def choose(self, query: Tensor, slots: int, *, together: bool = False, asks: bool = True) -> Tensor:
+    def choose(
+        self, query: Tensor, slots: int, *, together: bool = False, asks: bool = True, chooser: Chooser | None = None
+    ) -> Tensor:  # fmt: skip
         """[C, k] ids of the blocks that queries [H, g, C, D] read, in stream order; [C, H, k] where heads part.
 
         Fewer than `slots` if there are not more.  `together`: one choice for all, by the mean of the queries.  Queries
@@ -190,27 +194,52 @@ class Archived:
         asked = self.selector.project(query * scale, self.table).cpu()
         most, near = (_LOOK * slots, _LISTS) if asks and not together else (_GLANCE * slots, _FEW)
         most = max(most, min(most * count, _ALL))
-        which, scores = self._candidates(asked, first, max(most, slots - (self.count - max(first, self.base))), near)
-        weights = shares(scores).sum(1)  # [H, C, m]
-        weights = weights.transpose(0, 1) if self.apart else weights.sum(0)  # [C, (H,) m]
+        most = max(most, slots - (self.count - max(first, self.base)))
+        which, weights = self._weighed(asked, first, most, near, chooser)
         best = ranked(weights).topk(min(slots, len(which)), dim=-1).indices
         return which[best].sort(-1).values
 
-    def _candidates(self, asked: Tensor, first: int, most: int, lists: int) -> tuple[Tensor, Tensor]:
-        """Blocks [m], up to `most` of the index, and their scores [H, g, C, m] by scaled queries [H, g, C, D']."""
-        near, ids, scores = max(first, self.base), [], []
+    def _weighed(
+        self, asked: Tensor, first: int, most: int, lists: int, chooser: Chooser | None
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Blocks [m], up to `most` of the index, and the shares [C, (H,) m] that queries [H, g, C, D'] give them."""
+        chooser = chooser if chooser is not None and chooser.knows(self.selector, self.layout) else None
+        with ExitStack() as borrowed:
+            ids, found = self._candidates(asked, first, most, lists, borrowed if chooser is not None else None)
+            if not len(ids):  # all that was proposed is lost
+                return ids, asked.new_zeros(asked.shape[2], *([len(asked)] if self.apart else []), 0)
+            if chooser is not None:
+                return ids, chooser.shares(self.selector, self.layout, found, asked, self.table, self.apart)
+        scores = [self.selector.score(summary, asked) for summary in found if isinstance(summary, Tensor)]
+        weights = shares(torch.cat(scores, dim=-1)).sum(1)  # [H, C, m]
+        return ids, weights.transpose(0, 1) if self.apart else weights.sum(0)
+
+    def _candidates(
+        self, asked: Tensor, first: int, most: int, lists: int, borrowed: ExitStack | None
+    ) -> tuple[Tensor, list[Tensor | Lent]]:  # fmt: skip
+        """Blocks [m], up to `most` of the index, and what they are scored by: summaries [n, H, r, D'], or blocks that
+        are lent until `borrowed` is left."""
+        near, ids = max(first, self.base), []
+        found: list[Tensor | Lent] = []
         if first < self.base:
             some = self.index.search(asked, first, most, lists)
-            summary, there = self._looked_at(some)
-            if len(summary):
-                ids.append(some[there])
-                scores.append(self.selector.score(summary, asked))
+            lent = None if borrowed is None else borrowed.enter_context(self.lent(self._by_head(some)))
+            if lent is not None:
+                ids.append(some)
+                found.append(lent)
+            else:
+                summary, there = self._looked_at(some)
+                if len(summary):
+                    ids.append(some[there])
+                    found.append(summary)
         if near < self.count:
             ids.append(torch.arange(near, self.count))
-            scores += [self.selector.score(piece, asked) for piece in self.summary.pieces(near - self.base)]
-        if not ids:  # all that was proposed is lost
-            return torch.zeros(0, dtype=torch.int64), asked.new_zeros(*asked.shape[:3], 0)
-        return torch.cat(ids), torch.cat(scores, dim=-1)
+            found += self.summary.pieces(near - self.base)
+        return torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int64), found
+
+    def _by_head(self, ids: Tensor) -> Tensor:
+        """As `fetch` and `lent` take ids [n] that are meant for all heads."""
+        return ids.expand(self.layout.place.heads, -1) if self.apart else ids
 
     def _looked_at(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(summaries [m, H, r, D'], whole [n]) of blocks [n], those that are whole."""
@@ -257,6 +286,16 @@ class Archived:
         rows, there = self.store.fetch((ids * self._each + torch.arange(place.heads)[:, None]).flatten())
         rows, there = rows.view(*ids.shape, -1), there.view(ids.shape)
         return self.layout.unpack(rows if there.all() else rows[:, there.all(0)], self.shift)  # heads hold equally many
+
+    @contextmanager
+    def lent(self, ids: Tensor) -> Iterator[Lent | None]:
+        """The blocks ids [k], or [H, k] where heads part, where they lie; None if only `fetch` can give them."""
+        if self.store is None or not ids.numel():
+            yield None
+            return
+        rows = ids * self._each + torch.arange(self.layout.place.heads)[:, None] if self.apart else ids
+        with self.store.lent(rows.flatten()) as addresses:
+            yield None if addresses is None else Lent(addresses.reshape(ids.shape), self.layout)
 
     # -- as a value of a state ----------------------------------------------------------------------------------
 

@@ -141,6 +141,11 @@ class Layout:
         bounds = [starts[name] for name in wanted]
         return slice(min(first for first, _ in bounds), max(last for _, last in bounds))
 
+    def head_bytes(self, wanted: str) -> int:
+        """Bytes from head to head of a column; 0 where a row holds one head only."""
+        part = self.bytes_of(wanted)
+        return (part.stop - part.start) // self.heads if self.heads > 1 else 0
+
     def unpack(self, rows: Tensor, shift: int) -> Entries:
         """Entries [H, n * block] of rows [n, nbytes], or of [H, n, nbytes] with a head in each; indices moved."""
         found: dict[str, Tensor] = {}

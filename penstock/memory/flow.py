@@ -26,6 +26,7 @@ from penstock.memory.cascade import Cascade, Heads, Placement
 from penstock.memory.entries import Entries
 from penstock.memory.frames import Ranks, frame, rank
 from penstock.memory.layout import Layer
+from penstock.memory.lending import Chooser
 from penstock.memory.parts import Offer, Place, Query, Readable, State, Unit
 from penstock.memory.positions import Alibi, Angles
 from penstock.memory.reading import Reader
@@ -100,6 +101,7 @@ class FlowPlan:
     wanted: range | None = None
     decode: None = None
     at: Tensor | None = None  # [N] int64: where tokens stand, if the caller counts positions
+    chooser: Chooser | None = None  # who chooses among the blocks of archives, if not PyTorch
     read: Callable[[Reader, Iterable[Offer], Query], tuple[Partial, Tensor | None]] = Reader.read
 
 
@@ -208,7 +210,7 @@ def _piece(
     entries = Entries.join([old.entries, fresh])
     query_tail = torch.cat([old.query, query], dim=1) if old.query is not None else None
     lane.tail = Tail(entries, torch.cat([old.at, at]), query_tail, old.lse)
-    asked = Query(query, seen, at, kinds, plan.phase, place, plan.memo, plan.wanted)
+    asked = Query(query, seen, at, kinds, plan.phase, place, plan.memo, plan.wanted, plan.chooser)
     part, extra = plan.read(reader, readables(branch, lane, asked), asked)
     if sink_logit is not None:
         part = learned_sink(part, sink_logit)
@@ -218,7 +220,7 @@ def _piece(
     if extra is not None:
         out = out + extra.to(out.dtype)
     if len(lane.tail.at) == branch.cascade.unit:
-        _move(branch, lane, plan.phase, reader)
+        _move(branch, lane, plan, reader)
     return out
 
 
@@ -261,13 +263,13 @@ def _sides(kinds: Tensor) -> Tensor:
     return (kinds == Kind.ANSWER).long()
 
 
-def _move(branch: Branch, lane: Lane, phase: Phase, reader: Reader) -> None:
+def _move(branch: Branch, lane: Lane, plan: FlowPlan, reader: Reader) -> None:
     """The unit ends: its entries enter the cascade."""
     if lane.past is not None:
         lane.past.append(lane.snapshot())
     tail, place = lane.tail, branch.place
-    unit = Unit(lane.start, len(tail.at), phase, tail.query, tail.at, tail.lse, tail.entries.kind[0])
-    unit = replace(unit, scale=reader.scale, softcap=reader.softcap)
+    unit = Unit(lane.start, len(tail.at), plan.phase, tail.query, tail.at, tail.lse, tail.entries.kind[0])
+    unit = replace(unit, scale=reader.scale, softcap=reader.softcap, chooser=plan.chooser)
     arriving: Entries | None = tail.entries
     states: list[State] = []
     for i, (segment, state) in enumerate(zip(branch.cascade.segments, lane.states)):

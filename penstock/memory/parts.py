@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ from penstock.errors import CompositionError
 from penstock.memory.entries import Entries
 from penstock.memory.frames import Frame
 from penstock.memory.layout import Layer
+from penstock.memory.lending import Chooser, Lent
 from penstock.memory.positions import Alibi, Angles, Encoding, Rotary
 
 State = Mapping[str, Any]
@@ -100,6 +102,7 @@ class Unit:
     frame: Frame | None = None  # where the queries and the part's entries stood; for parts that need queries
     scale: float = 1.0  # of the scores that `lse` sums up
     softcap: float | None = None
+    chooser: Chooser | None = None  # as in Query
 
 
 @dataclass
@@ -114,6 +117,7 @@ class Query:
     place: Place
     memo: dict[Any, Angles] = field(default_factory=dict)  # shared by all layers of a step
     wanted: range | None = None  # indices seen that an oracle fetches; comparisons only
+    chooser: Chooser | None = None  # who chooses among blocks, if not PyTorch
 
     def __len__(self) -> int:
         return self.raw.shape[1]
@@ -177,13 +181,23 @@ class Packed:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Raw entries in blocks of a store: for readers that read them where they lie; others read what `plain` copies."""
+
+    lend: Callable[[], AbstractContextManager[Lent | None]]
+    first: int | None  # position of the first entry, the others follow it; None: all stand at 0
+    query_at: Tensor  # [queries] int64
+    plain: Callable[[], Iterator[Readable]]
+
+
+@dataclass(frozen=True)
 class Additive:
     """A result with a normaliser of its own, added after the merge (linear memories): out [Hq, C, Dv]."""
 
     out: Tensor
 
 
-Offer = Readable | Packed | Additive
+Offer = Readable | Packed | Stored | Additive
 
 
 class Part(ABC):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from penstock.memory.attend import MASKED, Partial, masked_value, merge, partial, partial_math
 from penstock.memory.cascade import Cascade
-from penstock.memory.parts import Additive, Offer, Packed, Place, Query, Readable, alibi_bias
+from penstock.memory.parts import Additive, Offer, Packed, Place, Query, Readable, Stored, alibi_bias
 from penstock.memory.positions import Rotary
 
 
@@ -135,7 +135,7 @@ class Reader:
 def decoded(offers: Iterable[Offer]) -> Iterator[Readable | Additive]:
     """Codes are decoded."""
     for offer in offers:
-        if isinstance(offer, Packed):
+        if isinstance(offer, Packed | Stored):
             yield from offer.plain()
         else:
             yield offer

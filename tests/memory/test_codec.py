@@ -93,7 +93,7 @@ def test_any_input_is_within_the_bound(codec: Codec, data: st.DataObject) -> Non
     heads, groups, width = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 3)), data.draw(st.integers(1, 9)) * 8
     x = random(heads, groups * codec.group, width, seed=data.draw(st.integers(0, 999)))
     x = x * 10.0 ** data.draw(st.integers(-6, 3)) + data.draw(st.floats(-100, 100))
-    x = x.to(data.draw(st.sampled_from(DTYPES)))
+    x = x.clamp(-6e4, 6e4).to(data.draw(st.sampled_from(DTYPES)))  # infinite in float16 otherwise, which is refused
     coded = check_bound(codec, x)
     assert sum(t.numel() * t.itemsize for t in coded.values()) == codec.nbytes(*x.shape)
     fields = codec.fields(*x.shape)

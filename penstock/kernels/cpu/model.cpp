@@ -87,18 +87,18 @@ struct Packing {
 };
 
 struct Functions {
-  Work run, read;
+  Work run, read, choose;
 };
 
-// Sets with products of bfloat16 read as AVX-512 does.
+// Sets with products of bfloat16 read and choose as AVX-512 does.
 Functions functions() {
   const int which = pk_chosen();
-  Functions found = {portable::run, portable::read};
+  Functions found = {portable::run, portable::read, portable::choose};
 #ifdef PK_HAS_AVX2
-  if (which == AVX2) found = {avx2::run, avx2::read};
+  if (which == AVX2) found = {avx2::run, avx2::read, avx2::choose};
 #endif
 #ifdef PK_HAS_AVX512
-  if (which >= AVX512) found = {avx512::run, avx512::read};
+  if (which >= AVX512) found = {avx512::run, avx512::read, avx512::choose};
 #endif
 #ifdef PK_HAS_AVX512_BF16
   if (which == AVX512_BF16) found.run = avx512_bf16::run;
@@ -155,7 +155,7 @@ bool whole(const pk_model *model) {
 
 using namespace pk;
 
-int32_t pk_abi(void) { return 3; }
+int32_t pk_abi(void) { return 4; }
 
 pk_model *pk_model_new(const pk_shape *shape) {
   auto *model = new (std::nothrow) pk_model;
@@ -260,4 +260,14 @@ void pk_read(const pk_reading *reading) {
   const int threads = prepare_threads(reading->threads);
   ReadStep step{reading, shared_barrier(), threads};
   run_held(threads, functions().read, &step);
+}
+
+int64_t pk_choice_room(int32_t width) { return 64 * (2 * int64_t(width) + 8); }
+
+void pk_choice_run(const pk_choice *choice) {
+  Hold hold;
+  const int threads = prepare_threads(choice->threads);
+  ChoiceStep step{choice, shared_barrier(), threads, 0};
+  for (int i = 0; i < choice->part_count; i++) step.count += choice->parts[i].count;
+  run_held(threads, functions().choose, &step);
 }

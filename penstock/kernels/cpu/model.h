@@ -86,10 +86,18 @@ struct ReadStep {
   int threads;
 };
 
-// The same step and the same reading, compiled for several instruction sets.
-namespace portable { void run(void *step, int thread); void read(void *step, int thread); }
-namespace avx2 { void run(void *step, int thread); void read(void *step, int thread); }
-namespace avx512 { void run(void *step, int thread); void read(void *step, int thread); }
+// One choice among blocks, as all threads see it.
+struct ChoiceStep {
+  const pk_choice *asked;
+  Barrier *barrier;
+  int threads;
+  int64_t count;  // of all candidates
+};
+
+// The same step, reading and choice, compiled for several instruction sets.
+namespace portable { void run(void *step, int thread); void read(void *step, int thread); void choose(void *step, int thread); }
+namespace avx2 { void run(void *step, int thread); void read(void *step, int thread); void choose(void *step, int thread); }
+namespace avx512 { void run(void *step, int thread); void read(void *step, int thread); void choose(void *step, int thread); }
 // Sets of their own products of bfloat16; a whole matrix times rows is for looking at them, see products_half.h.
 namespace avx512_bf16 { void run(void *step, int thread); void products(const Matrix &m, const float *x, int64_t rows, const Own *own, float *out); }
 namespace amx { void run(void *step, int thread); void products(const Matrix &m, const float *x, int64_t rows, const Own *own, float *out); }

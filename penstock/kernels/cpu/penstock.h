@@ -91,6 +91,10 @@ struct pk_offer {
   int64_t key_head, value_head, bias_head;  // bytes from head to head of keys and of values
   int64_t count;
   int32_t kind, shared;
+  // Entries in blocks of `block` each, wherever those lie: keys and values begin `key_at` and `value_at` bytes behind the
+  // block's address.  `blocks_head` addresses from head to head, 0 where heads share blocks; null: key and value say it.
+  const void *const *blocks;
+  int64_t blocks_head, key_at, value_at, block;
 };
 
 // One token of one layer reads all that is offered: one exact softmax over the union.
@@ -103,6 +107,31 @@ struct pk_reading {
   int64_t query_head;
   float scale;
   int32_t offer_count, heads, kv_heads, width, half, interleaved, stored, threads, unused;
+};
+
+// How a block is summed up (penstock/memory/retrieval.py): the mean of its keys, some of its keys, least and greatest
+// keys of pieces of it (pairs of vectors), some channels of every key.
+enum pk_summary { PK_MEAN = 0, PK_SOME = 1, PK_BOUNDS = 2, PK_CHANNELS = 3 };
+
+// Some blocks that may be chosen: their summaries, or where they lie.
+struct pk_candidates {
+  const float *rows;  // [kv_heads][count][rows][width], `rows_head` floats from head to head; or null:
+  const void *const *blocks;  // as in pk_offer
+  int64_t rows_head, blocks_head, key_head, key_at;
+  int64_t marked_head, marked_at;  // a byte per entry says which are meant; at -1: all are
+  int64_t count;
+};
+
+// What share of its attention each query would give each block, summed over the query heads that choose together.
+struct pk_choice {
+  const float *query;  // [kv_heads][group][tokens][width], scaled, in the channels of the summaries
+  const pk_candidates *parts;
+  const int64_t *channels;  // [kv_heads][width], PK_CHANNELS only
+  float *scores;            // room: [kv_heads][group][tokens][all candidates]
+  float *room;              // [threads, pk_choice_room]
+  float *shares;            // [tokens][all candidates]; where heads part [tokens][kv_heads][all candidates]
+  int64_t block;            // entries
+  int32_t part_count, kv_heads, group, tokens, width, key_width, rows, summary, stored, apart, threads, unused;
 };
 
 struct pk_model;
@@ -127,6 +156,9 @@ int32_t pk_run_stretch(pk_model *model, const pk_stretch *stretch);
 // Floats of work per thread, and a reading.
 int64_t pk_read_room(int32_t heads, int32_t width);
 void pk_read(const pk_reading *reading);
+// Floats of room per thread, and the shares.  Widths are multiples of 4; a block has up to 64 vectors.
+int64_t pk_choice_room(int32_t width);
+void pk_choice_run(const pk_choice *choice);
 }
 #if defined(__GNUC__)
 #pragma GCC visibility pop

@@ -7,6 +7,8 @@
 namespace pk {
 namespace PK_SET {
 
+constexpr int FAR = 16;  // slots
+
 // T: how queries, and keys and values that are no codes, are stored.
 template <class T>
 struct Reading {
@@ -46,9 +48,20 @@ struct Reading {
       }
   }
 
+  // The key or value of one slot, as stored.
+  const T *stored_at(const pk_offer &o, const char *head, int64_t at, int h, int64_t slot) const {
+    if (o.blocks) head = static_cast<const char *>(o.blocks[h * o.blocks_head + slot / o.block]) + at, slot %= o.block;
+    return reinterpret_cast<const T *>(head) + slot * width;
+  }
+
+  // Asks for a slot's numbers some slots before they are needed, where blocks lie anywhere.
+  void ask_for(const pk_offer &o, int64_t at, int h, int64_t slot) const {
+    if (o.blocks && slot < o.count) fetch(stored_at(o, nullptr, at, h, slot), width * int64_t(sizeof(T)));
+  }
+
   // Slots [from, from + count) of one head, ready to be read.
   void gather_keys(const pk_offer &o, int h, int64_t from, int count) {
-    const char *head = static_cast<const char *>(o.key) + h * o.key_head;
+    const char *head = o.blocks ? nullptr : static_cast<const char *>(o.key) + h * o.key_head;
     const bool coded = o.kind == PK_CODES8 || o.kind == PK_CODES4;
     for (int d = 0; coded && d < width; d++) scale[d] = from_half(o.key_scale[h * width + d]), zero[d] = from_half(o.key_zero[h * width + d]);
     float *plain = zero + width;
@@ -57,7 +70,8 @@ struct Reading {
       if (coded) {
         decode(o.kind, reinterpret_cast<const uint8_t *>(head) + (from + s) * width * o.kind / 8, [&](int d) { return load(scale + d); }, [&](int d) { return load(zero + d); }, row);
       } else {
-        const T *stored = reinterpret_cast<const T *>(head) + (from + s) * width;
+        const T *stored = stored_at(o, head, o.key_at + h * o.key_head, h, from + s);
+        ask_for(o, o.key_at + h * o.key_head, h, from + s + FAR);
         for (int d = 0; d < width; d++) row[d] = get(stored + d);
       }
       if (o.key_cos) rotate(row, o.key_cos + (from + s) * asked->half, o.key_sin + (from + s) * asked->half, asked->half, asked->interleaved, width, to);
@@ -65,7 +79,7 @@ struct Reading {
   }
 
   void gather_values(const pk_offer &o, int h, int64_t from, int count) {
-    const char *head = static_cast<const char *>(o.value) + h * o.value_head;
+    const char *head = o.blocks ? nullptr : static_cast<const char *>(o.value) + h * o.value_head;
     const bool coded = o.kind == PK_CODES8 || o.kind == PK_CODES4;
     const int groups = coded ? width >> o.shared : 0;
     for (int s = 0; s < count; s++) {
@@ -75,14 +89,15 @@ struct Reading {
         decode(o.kind, reinterpret_cast<const uint8_t *>(head) + (from + s) * width * o.kind / 8, [&](int d) { return V{} + scale[d >> o.shared]; },
                [&](int d) { return V{} + zero[d >> o.shared]; }, values + s * width);
       } else {
-        const T *stored = reinterpret_cast<const T *>(head) + (from + s) * width;
+        const T *stored = stored_at(o, head, o.value_at + h * o.value_head, h, from + s);
+        ask_for(o, o.value_at + h * o.value_head, h, from + s + FAR);
         for (int d = 0; d < width; d++) values[s * width + d] = get(stored + d);
       }
     }
   }
 
   void read(const pk_offer &o, int64_t from, int64_t to) {
-    const bool direct = o.kind == asked->stored && !o.key_cos;
+    const bool direct = o.kind == asked->stored && !o.key_cos && !o.blocks;
     for (int h = 0; h < kv; h++) {
       const int first = h * group;
       const float *q = query + first * width;

@@ -9,18 +9,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.memory.tiers.loads import loadable
 from penstock.memory.tiers.shelf import Shelf
 from penstock.memory.tiers.table import Ids
 
 _AT_ONCE = 1 << 20  # bytes read from the disk before they are looked at
 
 
-def copy(shelf: Shelf, blocks: list[int], out: NDArray[np.uint8], part: slice) -> NDArray[np.bool_]:
+def copy(shelf: Shelf, blocks: Ids, out: NDArray[np.uint8], part: slice) -> NDArray[np.bool_]:
     """Copy these bytes of blocks (-1: none) to the rows of `out` [n, bytes] and remember that the blocks were used.
 
     Returns [n], False for those that are lost; their rows are rubbish.
     """
-    records, which = shelf.records, np.array(blocks, dtype=np.int64)
+    records, which = shelf.records, blocks
     known = which >= 0
     slots = np.where(known, records.ram[which], -1) if len(records.ram) else np.full(len(which), -1)
     present: NDArray[np.bool_] = slots >= 0
@@ -31,6 +32,29 @@ def copy(shelf: Shelf, blocks: list[int], out: NDArray[np.uint8], part: slice) -
     if len(missing):
         _bring(shelf, which, missing, out, part, present)
     return present
+
+
+def addresses(shelf: Shelf, blocks: Ids, *, patient: bool) -> NDArray[np.int64] | None:
+    """Where these blocks lie in RAM; those on the disk are brought there first if the caller is `patient`.
+
+    None if they are not all there then.
+    """
+    records, which = shelf.records, blocks
+    if not len(which) or which.min() < 0:
+        return None
+    below = which[records.ram[which] < 0]
+    if len(below):
+        below = np.unique(below)
+        if not patient or len(below) > loadable(shelf) or (records.disk[below] < 0).any():
+            return None
+        records.used[which] = shelf.journal.serial()  # those that are there stay
+        step = max(1, _AT_ONCE // shelf.file().slot_bytes)
+        for first in range(0, len(below), step):
+            read(shelf, below[first : first + step])
+        if (records.ram[which] < 0).any():
+            return None
+    records.used[which] = shelf.journal.serial()
+    return shelf.slabs.addresses(records.ram[which])
 
 
 def _bring(

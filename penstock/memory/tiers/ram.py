@@ -33,6 +33,7 @@ class Slabs:
         self._retired: set[int] = set()
         self._free: list[int] = []
         self._serial = 0
+        self._begin = np.zeros(0, dtype=np.int64)  # the address of each slab that there was
 
     def take(self, limit: int) -> int | None:
         """A free slot, from a new slab if the limit in bytes allows one."""
@@ -78,6 +79,11 @@ class Slabs:
         """Copy these bytes of slots to the rows `at` of `out`."""
         for number, some in self._by_slab(slots):
             out[at[some]] = self._rows[number][slots[some] % _ROWS, part]
+
+    def addresses(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the rows of slots begin in memory; valid as long as the slots are taken."""
+        out: NDArray[np.int64] = self._begin[slots // _ROWS] + slots % _ROWS * self.row_bytes
+        return out
 
     def fill(self, slots: NDArray[np.int64], content: Rows) -> None:
         """Write [n, row_bytes] into slots."""
@@ -127,6 +133,7 @@ class Slabs:
             self.nbytes += slab.untyped_storage().nbytes()
             number, self._serial = self._serial, self._serial + 1
             self._slabs[number], self._rows[number], self._taken[number] = slab, slab.numpy(), 0
+            self._begin = np.append(self._begin, slab.data_ptr())
             self._free.extend(range(number * _ROWS + count - 1, number * _ROWS - 1, -1))
 
     def _drop(self, slab: int) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.errors import MemoryStateError
-from penstock.memory.tiers.copies import copy
+from penstock.memory.tiers.copies import addresses, copy
 from penstock.memory.tiers.loads import loadable
 from penstock.memory.tiers.shelf import Shelf
 from penstock.memory.tiers.table import Table
@@ -112,6 +116,17 @@ class BlockStore:
                 rows[~found] = 0
         pool.journal.deliver()
         return torch.from_numpy(found)
+
+    @contextmanager
+    def lent(self, ids: Tensor) -> Iterator[NDArray[np.int64] | None]:
+        """Addresses of the bytes of blocks [n] in main memory; they stay there as long as the context lasts.
+
+        None if they cannot all be there at once, or some are lost: fetch them then.  Others wait meanwhile.
+        """
+        with self.pool.lock:
+            self._check()
+            yield addresses(self.shelf, self.table.find(ids.tolist()), patient=self.pool.patience is None)
+        self.pool.journal.deliver()
 
     def prefetch(self, ids: Tensor) -> None:
         """Ask for blocks to be brought to RAM in the background.  Never raises: it is a guess about the future."""

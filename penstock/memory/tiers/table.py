@@ -11,7 +11,8 @@ A page holds one reference to each block in it, however many tables share the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Protocol
 from weakref import WeakSet
 
@@ -76,13 +77,19 @@ class Table:
         page = self.pages[at]
         return -1 if page is None else int(page.blocks[index % PAGE])
 
-    def find(self, ids: Iterable[int]) -> list[int]:
+    def find(self, ids: Sequence[int] | Ids) -> Ids:
         """`get` of each."""
-        pages, first, count, out = self.pages, self.first, self.count, []
-        for index in ids:
-            at = index // PAGE - first
-            page = pages[at] if 0 <= index < count and at >= 0 else None
-            out.append(-1 if page is None else page.blocks.item(index % PAGE))
+        wanted = np.array(ids, dtype=np.int64)
+        out = np.full(len(wanted), -1)
+        if not len(wanted):
+            return out
+        ends = [0, *(np.flatnonzero(np.diff(wanted // PAGE)) + 1).tolist(), len(wanted)]
+        for start, stop in pairwise(ends):  # neighbours are mostly of one page
+            some = wanted[start:stop]
+            at = int(some[0]) // PAGE - self.first
+            page = self.pages[at] if 0 <= at < len(self.pages) else None
+            if page is not None:
+                out[start:stop] = np.where(some < self.count, page.blocks[some % PAGE], -1)
         return out
 
     @property
