@@ -12,7 +12,7 @@ that the index proposes.  Handles with a common past share all of it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count as counter
 from typing import Any
@@ -21,18 +21,16 @@ import torch
 from torch import Tensor
 
 from penstock.errors import CompositionError
+from penstock.memory.archive_choice import choose
 from penstock.memory.archive_layout import Layout, Rows
 from penstock.memory.archive_sizes import Sizes
 from penstock.memory.block_index import CENTRES, BlockIndex, number
 from penstock.memory.entries import Entries
 from penstock.memory.lending import Chooser, Lent
 from penstock.memory.parts import Place
-from penstock.memory.retrieval import Selector, ranked, shares
+from penstock.memory.retrieval import Selector
 from penstock.memory.tiers import BlockStore
 
-_LOOK, _LISTS = 4, 4  # blocks looked at for one that a token of a question reads, in so many lists of the index
-_ALL = 512  # blocks that several tokens of a question look at together, where one looks at fewer
-_GLANCE, _FEW = 2, 2  # as the first two, for a unit while reading and for a token of an answer
 _LATER = 4  # the first run, from which the index learns its centres, is so many times as long as later ones
 _JOIN = 8  # runs are joined up to this part of the capacity
 _SERIAL = counter()
@@ -67,7 +65,7 @@ class Archived:
         return self.count
 
     @property
-    def _each(self) -> int:
+    def each(self) -> int:
         """Rows of the store per block."""
         return self.layout.place.heads if self.apart else 1
 
@@ -77,7 +75,7 @@ class Archived:
         heads, block = self.layout.place.heads, self.layout.block
         rows = heads * self.selector.rows(block)
         summary = rows * self.selector.width(self.layout.place.layer.key_width) * 4
-        return Sizes(self.layout.nbytes, self._each, summary, 3 * rows)  # two bytes in a list, and the lists' starts
+        return Sizes(self.layout.nbytes, self.each, summary, 3 * rows)  # two bytes in a list, and the lists' starts
 
     @property
     def _length(self) -> int:
@@ -92,7 +90,7 @@ class Archived:
     @property
     def oldest(self) -> int:
         """The first block that may still be there."""
-        return 0 if self.store is None else -(-self.store.oldest // self._each)
+        return 0 if self.store is None else -(-self.store.oldest // self.each)
 
     @property
     def live(self) -> int:
@@ -107,8 +105,8 @@ class Archived:
         blocks = len(entries) // size
         out = self._opened()
         assert out.store is not None
-        if len(out.store) > self.count * self._each:
-            out.store.truncate(self.count * self._each)
+        if len(out.store) > self.count * self.each:
+            out.store.truncate(self.count * self.each)
         keys = entries.key.unflatten(1, (blocks, size)).transpose(0, 1).float()  # [n, H, B, D]
         query, table = query.float(), self.table
         if table is None:
@@ -142,7 +140,7 @@ class Archived:
         centres = heads * min(number(run * points), CENTRES) * width * 4
         root = pool.open(
             (self.layout.nbytes,), torch.uint8, f"{place.label}/{next(_SERIAL)}",
-            beside=-(-sizes.listed // self._each), fixed=sizes.fixed(run, centres),
+            beside=-(-sizes.listed // self.each), fixed=sizes.fixed(run, centres),
         )  # fmt: skip
         line: BlockStore = root.fork(0)  # a fork is closed when nobody refers to it any more
         root.close()
@@ -163,7 +161,7 @@ class Archived:
             index = BlockIndex.trained(points)
             codes = codes.append(index.codes(points))
         assert self.store is not None
-        most = max(self.run, self.store.capacity // self._each // _JOIN)
+        most = max(self.run, self.store.capacity // self.each // _JOIN)
         index = index.with_run(self.base, torch.cat(codes.parts), most)
         out = replace(out, index=index)
         return replace(out, summary=summary.none(out._length), codes=codes.none(out._length))
@@ -184,76 +182,7 @@ class Archived:
         Fewer than `slots` if there are not more.  `together`: one choice for all, by the mean of the queries.  Queries
         that do not ask, but go on from what a question has found, look at fewer blocks.
         """
-        first = self.oldest
-        count = 1 if together else query.shape[2]
-        if self.count - first <= slots:
-            ids = torch.arange(first, self.count)
-            return ids.expand(count, *([len(query)] if self.apart else []), -1)
-        query = query.float().mean(2, keepdim=True) if together else query.float()
-        scale = self.layout.place.layer.key_width**-0.5
-        asked = self.selector.project(query * scale, self.table).cpu()
-        most, near = (_LOOK * slots, _LISTS) if asks and not together else (_GLANCE * slots, _FEW)
-        most = max(most, min(most * count, _ALL))
-        most = max(most, slots - (self.count - max(first, self.base)))
-        which, weights = self._weighed(asked, first, most, near, chooser)
-        best = ranked(weights).topk(min(slots, len(which)), dim=-1).indices
-        return which[best].sort(-1).values
-
-    def _weighed(
-        self, asked: Tensor, first: int, most: int, lists: int, chooser: Chooser | None
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Blocks [m], up to `most` of the index, and the shares [C, (H,) m] that queries [H, g, C, D'] give them."""
-        chooser = chooser if chooser is not None and chooser.knows(self.selector, self.layout) else None
-        with ExitStack() as borrowed:
-            ids, found = self._candidates(asked, first, most, lists, borrowed if chooser is not None else None)
-            if not len(ids):  # all that was proposed is lost
-                return ids, asked.new_zeros(asked.shape[2], *([len(asked)] if self.apart else []), 0)
-            if chooser is not None:
-                return ids, chooser.shares(self.selector, self.layout, found, asked, self.table, self.apart)
-        scores = [self.selector.score(summary, asked) for summary in found if isinstance(summary, Tensor)]
-        weights = shares(torch.cat(scores, dim=-1)).sum(1)  # [H, C, m]
-        return ids, weights.transpose(0, 1) if self.apart else weights.sum(0)
-
-    def _candidates(
-        self, asked: Tensor, first: int, most: int, lists: int, borrowed: ExitStack | None
-    ) -> tuple[Tensor, list[Tensor | Lent]]:  # fmt: skip
-        """Blocks [m], up to `most` of the index, and what they are scored by: summaries [n, H, r, D'], or blocks that
-        are lent until `borrowed` is left."""
-        near, ids = max(first, self.base), []
-        found: list[Tensor | Lent] = []
-        if first < self.base:
-            some = self.index.search(asked, first, most, lists)
-            lent = None if borrowed is None else borrowed.enter_context(self.lent(self._by_head(some)))
-            if lent is not None:
-                ids.append(some)
-                found.append(lent)
-            else:
-                summary, there = self._looked_at(some)
-                if len(summary):
-                    ids.append(some[there])
-                    found.append(summary)
-        if near < self.count:
-            ids.append(torch.arange(near, self.count))
-            found += self.summary.pieces(near - self.base)
-        return torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int64), found
-
-    def _by_head(self, ids: Tensor) -> Tensor:
-        """As `fetch` and `lent` take ids [n] that are meant for all heads."""
-        return ids.expand(self.layout.place.heads, -1) if self.apart else ids
-
-    def _looked_at(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(summaries [m, H, r, D'], whole [n]) of blocks [n], those that are whole."""
-        assert self.store is not None
-        names = ("key", "chosen") if self.layout.marked else ("key",)
-        part = self.layout.bytes_of(*names)
-        each = torch.arange(self._each)
-        rows, there = self.store.fetch_bytes((ids[:, None] * self._each + each).flatten(), part)
-        rows, there = rows.view(len(ids), self._each, -1), there.view(len(ids), -1).all(1)
-        rows = rows if there.all() else rows[there]
-        columns = [self.layout.column(rows, name, part.start).flatten(1, 2) for name in names]  # [m, H, B, ...]
-        keys = columns[0].transpose(0, 1).contiguous().float().transpose(0, 1)  # head by head, as they are multiplied
-        table = None if self.table is None else self.table.cpu()
-        return self.selector.summary(keys, columns[1].bool() if self.layout.marked else None, table), there
+        return choose(self, query, slots, together, asks, chooser)
 
     def including(self, chosen: Tensor, wanted: range) -> Tensor:
         """The choice [C, (H,) k] of an oracle: with the blocks that hold the indices `wanted` in place of the oldest
@@ -271,7 +200,7 @@ class Archived:
         ids = torch.arange(self.oldest, self.count)
         if self.store is None:
             return ids
-        rows, there = self.store.fetch(ids * self._each)
+        rows, there = self.store.fetch(ids * self.each)
         seen = rows[:, : self.layout.block * 8].view(torch.int64) + self.shift  # the first column, of the first head
         return ids[there & ((seen >= wanted.start) & (seen < wanted.stop)).any(1)]
 
@@ -283,7 +212,7 @@ class Archived:
         if not self.apart:
             rows, there = self.store.fetch(ids)
             return self.layout.unpack(rows if there.all() else rows[there], self.shift)
-        rows, there = self.store.fetch((ids * self._each + torch.arange(place.heads)[:, None]).flatten())
+        rows, there = self.store.fetch((ids * self.each + torch.arange(place.heads)[:, None]).flatten())
         rows, there = rows.view(*ids.shape, -1), there.view(ids.shape)
         return self.layout.unpack(rows if there.all() else rows[:, there.all(0)], self.shift)  # heads hold equally many
 
@@ -293,7 +222,7 @@ class Archived:
         if self.store is None or not ids.numel():
             yield None
             return
-        rows = ids * self._each + torch.arange(self.layout.place.heads)[:, None] if self.apart else ids
+        rows = ids * self.each + torch.arange(self.layout.place.heads)[:, None] if self.apart else ids
         with self.store.lent(rows.flatten()) as addresses:
             yield None if addresses is None else Lent(addresses.reshape(ids.shape), self.layout)
 
@@ -311,7 +240,7 @@ class Archived:
 
     def fork(self) -> Archived:
         """For another life."""
-        return self if self.store is None else replace(self, store=self.store.fork(self.count * self._each))
+        return self if self.store is None else replace(self, store=self.store.fork(self.count * self.each))
 
     def moved(self, by: int) -> Archived:
         """As if `by` more tokens had passed."""
@@ -325,7 +254,7 @@ class Archived:
         if self.store is None:
             return out
         out |= {**_rows(summary=self.summary, codes=self.codes), **self.index.save()}
-        ids = torch.arange(self.oldest * self._each, self.count * self._each)
+        ids = torch.arange(self.oldest * self.each, self.count * self.each)
         if len(ids):
             out["blocks"], out["present"] = self.store.fetch(ids)
         return out
@@ -346,7 +275,7 @@ class Archived:
             assert store is not None
             blocks = saved.get("blocks", torch.zeros(0, self.layout.nbytes, dtype=torch.uint8))
             there = saved.get("present", torch.zeros(0, dtype=torch.bool))
-            store.skip(count * self._each - len(blocks))
+            store.skip(count * self.each - len(blocks))
             for row, found in zip(blocks, there):
                 store.append(row[None]) if found else store.skip(1)
             return out._counted()

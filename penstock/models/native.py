@@ -28,7 +28,7 @@ from penstock.models.attach import COMPILING, Attached, Logits
 
 NATIVE_PATHS = ("native", "native-int8")
 describe = library.describe
-_LONG = 32  # tokens from which a bfloat16 step is long
+_LONG = 32  # tokens of one row from which a bfloat16 step is long
 _CHECKED = (7, 1, 1)  # the steps over which logits are compared
 # The largest relative difference of logits (root of the mean square) that rounding explains; a wrong block is off by 1.
 _CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -103,8 +103,8 @@ class NativeSteps:
         )
 
     def takes(self, spans: Sequence[Span]) -> bool:
-        """Whether a step runs natively."""
-        return not (self._short and sum(span.count for span in spans) >= _LONG)
+        """Whether a step runs natively: rows that decode together always do, however many."""
+        return not (self._short and max(span.count for span in spans) >= _LONG)
 
     def run(self, step: Any, spans: Sequence[Span], ids: Tensor, logits: Logits | Tensor) -> Tensor | None:
         """Inside a step of the memory, planned if `planned`; logits as Attached.run."""

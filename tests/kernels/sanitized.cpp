@@ -171,6 +171,53 @@ std::vector<float> reading(int stored, int bits, int threads) {
   return found;
 }
 
+// A choice among summaries at hand and blocks where they lie, every kind of summary; then a reading of such blocks.
+std::vector<float> choosing(int stored, int summary, int wide, int apart, int threads) {
+  constexpr int entries = 5, blocks = 23, plain = 41, group = HEADS / KV, asking = 3;
+  const int channels = summary == PK_CHANNELS ? 8 : wide;
+  const int rows = summary == PK_MEAN ? 1 : summary == PK_SOME ? 2 : summary == PK_BOUNDS ? 4 : entries;
+  source.seed(13);
+  const size_t size = stored == PK_FLOAT32 ? 4 : 2, bytes = size * KV * entries * wide;
+  std::vector<std::vector<char>> stores;
+  std::vector<const void *> at;
+  for (int b = 0; b < blocks; b++) {
+    std::vector<char> block(2 * bytes + KV * entries);
+    const std::vector<float> x = random(2 * KV * entries * wide, 1.0f);
+    for (size_t i = 0; i < x.size(); i++) {
+      const uint16_t narrowed = narrow(x[i]);
+      stored == PK_FLOAT32 ? memcpy(block.data() + 4 * i, &x[i], 4) : memcpy(block.data() + 2 * i, &narrowed, 2);
+    }
+    for (int h = 0; h < KV; h++) block[2 * bytes + size_t(h * entries + 1)] = block[2 * bytes + size_t(h * entries + 4)] = 1;
+    stores.push_back(block);
+  }
+  for (const std::vector<char> &block : stores) at.push_back(block.data());
+  const std::vector<float> query = random(size_t(KV * group * asking * channels), 1.0f), summaries = random(size_t(KV * plain * rows * channels), 1.0f);
+  const std::vector<int64_t> some = {0, 2, 5, 9, 11, 17, 20, 23, 1, 2, 3, 4, 5, 6, 7, 8};
+  const int64_t head = int64_t(size) * entries * wide;
+  const pk_candidates parts[] = {
+      {nullptr, at.data(), 0, 0, head, 0, entries, int64_t(2 * bytes), blocks},
+      {summaries.data(), nullptr, int64_t(plain) * rows * channels, 0, 0, 0, 0, -1, plain},
+  };
+  std::vector<float> scores(size_t(KV * group * asking * (blocks + plain))), room(size_t(threads * pk_choice_room(channels)));
+  std::vector<float> shares(size_t(asking * (apart ? KV : 1) * (blocks + plain)));
+  const pk_choice choice{query.data(), parts, some.data(), scores.data(), room.data(), shares.data(), entries, 2, KV, group, asking, channels, wide, rows, summary, stored, apart, threads, 0};
+  pk_choice_run(&choice);
+  const std::vector<float> cosine(wide / 2, 0.6f), sine(wide / 2, 0.8f);
+  const std::vector<char> raw(size * HEADS * 32, 1);
+  if (wide % 16 == 0) {
+    pk_offer offer = {};
+    offer.query_cos = cosine.data(), offer.query_sin = sine.data();
+    offer.kind = stored, offer.count = blocks * entries;
+    offer.blocks = at.data(), offer.block = entries, offer.key_head = offer.value_head = head, offer.value_at = int64_t(bytes);
+    std::vector<char> out(size * HEADS * wide);
+    std::vector<float> lse(HEADS), work(size_t(threads * pk_read_room(HEADS, wide)));
+    const pk_reading reading{raw.data(), &offer, out.data(), lse.data(), work.data(), int64_t(size) * wide, 0.2f, 1, HEADS, KV, wide, wide / 2, 0, stored, threads, 0};
+    pk_read(&reading);
+    shares.insert(shares.end(), lse.begin(), lse.end());
+  }
+  return shares;
+}
+
 bool agree(const std::vector<float> &a, const std::vector<float> &b, float limit) {
   for (size_t i = 0; i < a.size(); i++)
     if (!(std::fabs(a[i] - b[i]) <= limit)) return std::printf("threads differ: %g and %g\n", double(a[i]), double(b[i])), false;
@@ -183,6 +230,11 @@ int steps_of_all_kinds() {
   for (int stored : {PK_FLOAT32, PK_BFLOAT16})
     for (int bits : {PK_CODES8, PK_CODES4})
       if (!agree(reading(stored, bits, 1), reading(stored, bits, 3), stored == PK_FLOAT32 ? 1e-5f : 0.02f)) return -1;
+  for (int stored : {PK_FLOAT32, PK_BFLOAT16})
+    for (int summary : {PK_MEAN, PK_SOME, PK_BOUNDS, PK_CHANNELS})
+      for (int wide : {24, 32})
+        for (int apart : {0, 1})
+          if (!agree(choosing(stored, summary, wide, apart, 1), choosing(stored, summary, wide, apart, 3), 1e-5f)) return -1;
   for (int weights : {PK_FLOAT32, PK_BFLOAT16, PK_INT8})
     for (int stored : {PK_FLOAT32, PK_BFLOAT16}) {
       std::vector<char> embedding;

@@ -284,6 +284,15 @@ def test_an_archive_with_an_index_is_saved_and_forked(select: Selector, by_head:
     assert int(chosen.max()) < len(blocks)
 
 
+def test_blocks_of_odd_sizes_are_looked_at() -> None:
+    """With one head to a row and five marks behind its keys, the next row's keys were not aligned."""
+    stack = Stack(windows=(None,))
+    memory = stack.memory(cascade(Archive(5, 3, Representatives(2), Tiers(200_000), by_head=True)))
+    stack.feed(memory, [t for seed in range(12) for t in tokens(128, seed=seed)], 64)
+    assert archived(memory).base > archived(memory).oldest
+    assert torch.isfinite(ask(stack, memory, tokens(9))).all()
+
+
 def test_tiers_of_all_layers_and_rows_together() -> None:
     """What is given as enough is enough for every row; a byte less is refused when the memory is made."""
     stack = Stack()

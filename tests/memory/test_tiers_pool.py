@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import threading
+from ctypes import string_at
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import BudgetError, CompositionError, MemoryStateError, SnapshotError
-from penstock.memory.tiers import Pool
+from penstock.memory.tiers import BlockStore, Pool
 from penstock.memory.vector import Buffer
 
 from .tiers import BLOCK, SHAPE, SLOT, Watched, numbered, present
 
 OPS = st.lists(st.tuples(st.sampled_from(["append", "append", "truncate", "fork", "close", "fetch", "prefetch"]),
                          st.integers(0, 3), st.floats(0, 1)), max_size=40)  # fmt: skip
+
+
+def lent(store: BlockStore, ids: list[int], expected: list[int]) -> bool:
+    """Whether a store lends blocks; what lies at the addresses is checked."""
+    with store.lent(torch.tensor(ids, dtype=torch.int64)) as addresses:
+        if addresses is None:
+            return False
+        found = [string_at(address, BLOCK) for address in addresses.tolist()]
+    assert found == [numbered(n).numpy().tobytes() for n in expected]
+    return True
 
 
 @settings(max_examples=60)
@@ -53,6 +65,7 @@ def test_stores_are_dicts_that_fork(ops: list[tuple[str, int, float]], disk: boo
                 if op == "prefetch":
                     store.prefetch(ids)
                 else:
+                    lent(store, [i for i in ids.tolist() if i in model], [model[i] for i in ids.tolist() if i in model])
                     blocks, there = store.fetch(ids)
                     assert there.tolist() == [index in model for index in ids.tolist()]
                     assert torch.equal(blocks[there], numbered(*(model[i] for i in ids.tolist() if i in model)))
@@ -114,6 +127,41 @@ def test_an_append_larger_than_all_tiers(tmp_path: Path) -> None:
     watched.check()
     assert present(store) == list(range(40, 50))
     assert store.append(numbered()) == 50
+
+
+def test_what_is_lent(tmp_path: Path) -> None:
+    """All of it or nothing: blocks in RAM, and those on the disk that RAM has room for beside them."""
+    watched = Watched(16, 64, tmp_path / "blocks")
+    store = watched.filled(40)
+    assert lent(store, [38, 39, 38], [38, 39, 38])
+    assert store.shelf.is_below(store.table.get(2))
+    assert lent(store, [2, 39, 3], [2, 39, 3])
+    assert not store.shelf.is_below(store.table.get(2))
+    assert not lent(store, list(range(20)), list(range(20))), "more than RAM has room for"
+    assert not lent(store, [], [])
+    assert not lent(store, [39, 40], []), "one was never given"
+    assert not lent(store, [-1, 39], [])
+    store.shelf.drop([store.table.get(39)], "lost", "a test")
+    assert not lent(store, [38, 39], [])
+    assert lent(store, [38], [38])
+    watched.check()
+
+
+def test_a_lent_block_is_not_overwritten(tmp_path: Path) -> None:
+    """Whoever appends waits until it was given back."""
+    watched = Watched(2)
+    store = watched.filled(2)
+    done: list[int] = []
+    with store.lent(torch.tensor([0, 1])) as addresses:
+        assert addresses is not None
+        other = threading.Thread(target=lambda: done.append(store.append(numbered(2, 3))))
+        other.start()
+        other.join(0.05)
+        assert not done
+        assert string_at(int(addresses[0]), BLOCK) == numbered(0).numpy().tobytes()
+    other.join(10)
+    assert done == [2]
+    assert not lent(store, [0], [0])
 
 
 def test_unknown_ids_are_absent() -> None:

@@ -92,7 +92,7 @@ def test_tables_are_lists_that_share_their_entries(ops: list[tuple[str, int, flo
         for table, model in zip(tables, models):
             assert len(table) == len(model)
             got = [table.get(i) for i in range(-1, len(model) + 1)]
-            assert table.find(range(-1, len(model) + 1)) == got
+            assert table.find(range(-1, len(model) + 1)).tolist() == got
             assert got[0] == got[-1] == -1
             assert all(g == m or (g == -1 and m in blocks.lost) for g, m in zip(got[1:-1], model))
             assert table.oldest == next((i for i, m in enumerate(model) if m not in blocks.lost), len(model))
