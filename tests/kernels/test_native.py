@@ -21,7 +21,7 @@ from penstock.methods import parse
 from penstock.models import native as native_room
 from penstock.models.attach import Attached
 from penstock.models.load import load
-from penstock.models.native import choose
+from penstock.models.native import NativeSteps, choose
 from penstock.models.probe import attach
 from penstock.session import Session
 from penstock.testing import tiny_model, tiny_tokens
@@ -249,3 +249,16 @@ def test_weights_tell_their_size() -> None:
     model = attach(tiny_model("llama", seed=11))
     matrices = sum(p.numel() for n, p in model.hf.named_parameters() if p.dim() == 2 and "embed" not in n)
     assert Weights(model.hf, model.geometry, lib.FLOAT32).nbytes >= 4 * matrices
+
+
+def test_rows_that_decode_together_stay_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where PyTorch has bfloat16 products in hardware it takes long chunks, not many rows of one token each."""
+    monkeypatch.setattr("penstock.models.native.emulates", lambda dtype, device: False)
+    attached = attach(tiny_model("llama", seed=3, head_dim=32).to(torch.bfloat16))
+    memory = Memory(attached.geometry, parse("streaming-llm").cascades(attached.geometry, 64), rows=64)
+    found, why = choose(attached, memory, "native")
+    assert found is not None, why
+    steps = NativeSteps(found, attached)
+    assert steps.takes([Span(row, 1) for row in range(64)])
+    assert steps.takes([Span(0, 31), Span(1, 31)])
+    assert not steps.takes([Span(0, 1), Span(1, 32)])
