@@ -48,7 +48,7 @@ SANITIZED := g++ -std=c++17 -O0 -g -fsanitize=address,undefined -fno-sanitize-re
 
 sanitize:  ## the native step under the address and undefined-behaviour sanitizers
 	@mkdir -p build
-	for name in portable avx512_bf16 amx pool memory model sets; do \
+	for name in portable avx512_bf16 amx pool memory search model sets; do \
 		$(SANITIZED) -c penstock/kernels/cpu/$$name.cpp -o build/sanitized.$$name.o || exit 1; done
 	$(SANITIZED) tests/kernels/sanitized.cpp build/sanitized.*.o -o build/sanitized
 	$(SANITIZED) tests/kernels/half.cpp build/sanitized.*.o -o build/half

@@ -58,7 +58,7 @@ class Build(build_ext):
         with ThreadPoolExecutor(min(len(sets), os.cpu_count() or 1)) as pool:
             built = {name: target for name, target in zip(sets, pool.map(compiled, sets, sets.values())) if target}
             known = [f"-DPK_HAS_{name.upper()}" for name in built]
-            rest = {"pool": [], "memory": [], "model": known, "sets": known}
+            rest = {"pool": [], "memory": [], "search": [], "model": known, "sets": known}
             objects = [*built.values(), *pool.map(compiled, rest, rest.values())]
         here = Path() if self.inplace else Path(self.build_lib)
         target = here / "penstock" / "kernels" / "_cpu.so"

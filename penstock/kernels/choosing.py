@@ -16,6 +16,7 @@ from torch import Tensor
 from penstock.kernels import library as lib
 from penstock.kernels.weights import KINDS
 from penstock.memory.archive_layout import Layout
+from penstock.memory.block_index import BlockIndex, Limits
 from penstock.memory.lending import Lent
 from penstock.memory.retrieval import Bounds, Channels, Mean, Representatives, Selector
 
@@ -71,6 +72,37 @@ class Choosing:
         own.stored, own.apart, own.threads = KINDS[layout.place.dtype], int(apart), threads
         self._library.pk_choice_run(ctypes.byref(own))
         return shares
+
+    def search(self, index: BlockIndex, query: Tensor, oldest: int, limits: Limits) -> Tensor:
+        """As Chooser.search."""
+        query, book = query.contiguous(), index.book
+        assert index.sizes is not None
+        assert index.logs is not None
+        heads, lists, width = book.shape
+        queries = query.shape[1] * query.shape[2]
+        if self._scores.numel() < heads * lists * (queries + 1):
+            self._scores = torch.empty(heads * lists * (queries + 1))
+        runs, found = _runs(index), torch.empty(limits.most, dtype=torch.int64)
+        own = lib.SearchOf(
+            query=query.data_ptr(), book=book.data_ptr(), sizes=index.sizes.data_ptr(), logs=index.logs.data_ptr(),
+            runs=ctypes.addressof(runs), worth=self._scores.data_ptr(), found=found.data_ptr(), oldest=oldest,
+            scores=self._scores.data_ptr() + 4 * heads * lists, most=limits.most, limit=limits.listed,
+            run_count=len(runs), kv_heads=heads, queries=queries, lists=lists, width=width, near=limits.near,
+            best=limits.lists, threads=max(1, min(torch.get_num_threads(), book.numel() * queries * 4 // _PER_THREAD)),
+        )  # fmt: skip
+        return found[: self._library.pk_search_run(ctypes.byref(own))]
+
+
+def _runs(index: BlockIndex) -> Any:
+    """The runs of an index as the library takes them; made once, for an index never changes."""
+    found = index.__dict__.get("_runs")
+    if found is None:
+        found = (lib.BlockRun * len(index.runs))()
+        for own, run in zip(found, index.runs):
+            own.blocks, own.starts = run.blocks.ctypes.data, run.starts.ctypes.data
+            own.first, own.last = run.first, run.last
+        index.__dict__["_runs"] = found
+    return found
 
 
 def _summaries(part: Any, rows: Tensor) -> Tensor:

@@ -138,6 +138,25 @@ class ChoiceOf(Structure):
     )
 
 
+class BlockRun(Structure):
+    """pk_block_run."""
+
+    _fields_ = (("blocks", c_void_p), ("starts", c_void_p), ("first", c_int64), ("last", c_int64))
+
+
+class SearchOf(Structure):
+    """pk_search."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("query", "book", "sizes", "logs", "runs", "scores", "worth", "found")),
+        *((name, c_int64) for name in ("oldest", "most", "limit")),
+        *(
+            (name, c_int32)
+            for name in ("run_count", "kv_heads", "queries", "lists", "width", "near", "best", "threads")
+        ),
+    )
+
+
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pk_abi": (c_int32, ()),
     "pk_built": (c_int32, ()),
@@ -155,6 +174,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pk_read": (None, (POINTER(ReadingOf),)),
     "pk_choice_room": (c_int64, (c_int32,)),
     "pk_choice_run": (None, (POINTER(ChoiceOf),)),
+    "pk_search_run": (c_int64, (POINTER(SearchOf),)),
 }
 
 
@@ -196,12 +216,14 @@ def describe() -> dict[str, Any]:
 __all__ = [
     "ABSENT",
     "SETS",
+    "BlockRun",
     "CandidatesOf",
     "ChoiceOf",
     "Group",
     "LayerMemory",
     "OfferOf",
     "ReadingOf",
+    "SearchOf",
     "Shape",
     "Source",
     "SpanOf",

@@ -47,7 +47,7 @@ def weighed(
     """Blocks [m], up to `most` of the index, and the shares [C, (H,) m] that queries [H, g, C, D'] give them."""
     chooser = chooser if chooser is not None and chooser.knows(blocks.selector, blocks.layout) else None
     with ExitStack() as borrowed:
-        ids, found = _candidates(blocks, asked, first, most, lists, borrowed if chooser is not None else None)
+        ids, found = _candidates(blocks, asked, first, most, lists, borrowed, chooser)
         if not len(ids):  # all that was proposed is lost
             return ids, asked.new_zeros(asked.shape[2], *([len(asked)] if blocks.apart else []), 0)
         if chooser is not None:
@@ -58,16 +58,16 @@ def weighed(
 
 
 def _candidates(
-    blocks: Archived, asked: Tensor, first: int, most: int, lists: int, borrowed: ExitStack | None
+    blocks: Archived, asked: Tensor, first: int, most: int, lists: int, borrowed: ExitStack, chooser: Chooser | None
 ) -> tuple[Tensor, list[Tensor | Lent]]:  # fmt: skip
-    """Blocks [m], up to `most` of the index, and what they are scored by: summaries [n, H, r, D'], or blocks that
-    are lent until `borrowed` is left."""
+    """Blocks [m], up to `most` of the index, and what they are scored by: summaries [n, H, r, D'], or, by a chooser,
+    blocks that are lent until `borrowed` is left."""
     near, ids = max(first, blocks.base), []
     found: list[Tensor | Lent] = []
     if first < blocks.base:
-        some = blocks.index.search(asked, first, most, lists)
+        some = blocks.index.search(asked, first, most, lists, chooser)
         each = some.expand(blocks.layout.place.heads, -1) if blocks.apart else some
-        lent = None if borrowed is None else borrowed.enter_context(blocks.lent(each))
+        lent = None if chooser is None else borrowed.enter_context(blocks.lent(each))
         if lent is not None:
             ids.append(some)
             found.append(lent)

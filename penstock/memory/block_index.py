@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from penstock.memory.lending import Chooser
 from penstock.memory.retrieval import ranked
 from penstock.memory.vector import Buffer
 
@@ -34,6 +35,15 @@ _LISTED, _ASKING = 8192, 4  # and blocks in them, about, for each of up to so ma
 _JOINED = 4  # runs of one size that become one
 _OFFSETS = 1 << 16  # blocks that a run can number
 _TILE = 256  # vectors that are compared with all centres at once
+
+
+class Limits(NamedTuple):
+    """How far a search goes."""
+
+    most: int  # blocks that are found
+    near: int  # lists that each head of a query looks into
+    lists: int  # that all look into together
+    listed: int  # blocks in them, about
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +153,9 @@ class BlockIndex:
         sizes = sizes.view(self.book.shape[:2])
         return replace(self, runs=runs, sizes=sizes, logs=sizes.log()[:, None])
 
-    def search(self, query: Tensor, oldest: int, most: int, near: int = 2) -> Tensor:
+    def search(
+        self, query: Tensor, oldest: int, most: int, near: int = 2, chooser: Chooser | None = None
+    ) -> Tensor:  # fmt: skip
         """[m] int64, sorted: up to `most` blocks, none older than `oldest`, for scaled queries [H, g, C, D'].
 
         Each head of a query looks into `near` lists; the newest blocks of the index fill up what these do not give.
@@ -154,6 +166,9 @@ class BlockIndex:
         begin, end = max(oldest, runs[0].first), runs[-1].last
         if end - begin <= most:
             return torch.arange(begin, end)
+        if chooser is not None:
+            limits = Limits(most, near, _LISTS, _LISTED * min(query.shape[2], _ASKING))
+            return chooser.search(self, query, begin, limits)
         some, worth = _worth(runs, *self._lists(query, near))
         least, end = max(0, oldest - runs[0].first), end - runs[0].first
         if least:

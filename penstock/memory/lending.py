@@ -15,6 +15,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from penstock.memory.archive_layout import Layout
+    from penstock.memory.block_index import BlockIndex, Limits
     from penstock.memory.retrieval import Selector
 
 
@@ -32,7 +33,7 @@ class Lent:
 
 
 class Chooser(Protocol):
-    """Who says how much attention blocks would get, faster than `Selector.score` and `shares`."""
+    """Who chooses among blocks faster than PyTorch: searches an index, says how much attention blocks would get."""
 
     def knows(self, selector: Selector, layout: Layout) -> bool:
         """Whether it can, for these summaries and blocks."""
@@ -44,6 +45,9 @@ class Chooser(Protocol):
         """[C, m] float32, or [C, H, m] where heads choose `apart`: the shares of attention that scaled and projected
         queries [H, g, C, D'] would give all candidates, summed over the heads that choose together.  A candidate is
         summaries [n, H, r, D'], or blocks that are summed up where they lie."""
+
+    def search(self, index: BlockIndex, query: Tensor, oldest: int, limits: Limits) -> Tensor:
+        """[m] int64, sorted: as BlockIndex.search, of an index that has more blocks than are looked for."""
 
 
 __all__ = ["Chooser", "Lent"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -20,6 +21,7 @@ from penstock.memory import Cascade, Memory, Sinks, Window
 from penstock.memory.archive import Archive
 from penstock.memory.archive_blocks import Archived
 from penstock.memory.archive_choice import weighed
+from penstock.memory.block_index import BlockIndex
 from penstock.memory.retrieval import Bounds, Channels, Mean, Representatives, Selector
 from penstock.memory.tiers import BlockStore, Tiers
 from tests.memory.stack import Stack, tokens
@@ -107,6 +109,38 @@ def test_every_instruction_set(select: Selector, width: int, which: int, chosen:
     blocks = archived(select, width=width)
     for count in (1, 2, 3, 7):
         agree(blocks, count)
+
+
+@pytest.mark.parametrize("which", range(len(lib.SETS)), ids=lib.SETS)
+@pytest.mark.parametrize("width", [4, 32, 48])
+def test_an_index_is_searched_alike(width: int, which: int, chosen: int) -> None:
+    """The same blocks, in runs of several lengths, some of them too old, with few and many queries and lists."""
+    if not lib.library().pk_choose(which):
+        pytest.skip(f"no {lib.SETS[which]} here")
+    generator, native = torch.Generator().manual_seed(width), Choosing()
+    points = torch.randn(2000, 3, 4, width, generator=generator)
+    index = BlockIndex.trained(points[:128])
+    for first in range(0, len(points), 80):
+        index = index.with_run(first, index.codes(points[first : first + 80]), 320)
+    assert len({len(run) for run in index.runs}) > 1
+    for count, near, most, oldest in itertools.product((1, 2, 5, 40), (1, 2, 4), (16, 200, 512), (0, 333, 1400)):
+        query = torch.randn(3, 2, count, width, generator=generator) * width**-0.5 * 3
+        expected = index.search(query, oldest, most, near)
+        got = index.search(query, oldest, most, near, native)
+        assert torch.equal(got, expected), (count, near, most, oldest)
+
+
+def test_a_search_is_limited_like_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the number of lists and of the blocks in them; what they do not give, the newest blocks do."""
+    native, points = Choosing(), torch.randn(900, 2, 4, 16, generator=torch.Generator().manual_seed(0))
+    index = BlockIndex.trained(points[:128])
+    for first in range(0, 900, 90):
+        index = index.with_run(first, index.codes(points[first : first + 90]), 90)
+    for name, limit in (("_LISTS", 3), ("_LISTED", 40), ("_LISTED", 1)):
+        monkeypatch.setattr(f"penstock.memory.block_index.{name}", limit)
+        for seed in range(5):
+            query = torch.randn(2, 3, 1, 16, generator=torch.Generator().manual_seed(seed))
+            assert torch.equal(index.search(query, 200, 400, 4, native), index.search(query, 200, 400, 4))
 
 
 def test_threads_share_the_candidates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,11 +53,11 @@ def built() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = folder / "done"
         if not done.exists() or done.stat().st_mtime < newest:
-            for name in ("portable", *EMULATED, "pool", "memory", "model", "sets"):
+            for name in ("portable", *EMULATED, "pool", "memory", "search", "model", "sets"):
                 compiled(COMPILER, *FLAGS, "-c", SOURCES / f"{name}.cpp", "-o", folder / f"{name}.o")
             sets = [folder / f"{name}.o" for name in (*EMULATED, "pool", "sets")]
             compiled(COMPILER, *FLAGS, program, *sets, "-o", folder / "half")
-            rest = [folder / f"{name}.o" for name in ("portable", "memory", "model")]
+            rest = [folder / f"{name}.o" for name in ("portable", "memory", "search", "model")]
             compiled(COMPILER, "-shared", "-pthread", "-o", folder / "library.so", *sets, *rest)
             done.touch()
     return folder

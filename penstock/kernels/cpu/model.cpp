@@ -87,18 +87,18 @@ struct Packing {
 };
 
 struct Functions {
-  Work run, read, choose;
+  Work run, read, choose, lists;
 };
 
 // Sets with products of bfloat16 read and choose as AVX-512 does.
 Functions functions() {
   const int which = pk_chosen();
-  Functions found = {portable::run, portable::read, portable::choose};
+  Functions found = {portable::run, portable::read, portable::choose, portable::lists};
 #ifdef PK_HAS_AVX2
-  if (which == AVX2) found = {avx2::run, avx2::read, avx2::choose};
+  if (which == AVX2) found = {avx2::run, avx2::read, avx2::choose, avx2::lists};
 #endif
 #ifdef PK_HAS_AVX512
-  if (which >= AVX512) found = {avx512::run, avx512::read, avx512::choose};
+  if (which >= AVX512) found = {avx512::run, avx512::read, avx512::choose, avx512::lists};
 #endif
 #ifdef PK_HAS_AVX512_BF16
   if (which == AVX512_BF16) found.run = avx512_bf16::run;
@@ -270,4 +270,12 @@ void pk_choice_run(const pk_choice *choice) {
   ChoiceStep step{choice, shared_barrier(), threads, 0};
   for (int i = 0; i < choice->part_count; i++) step.count += choice->parts[i].count;
   run_held(threads, functions().choose, &step);
+}
+
+int64_t pk_search_run(const pk_search *search) {
+  Hold hold;
+  const int threads = prepare_threads(search->threads);
+  SearchStep step{search, shared_barrier(), threads};
+  run_held(threads, functions().lists, &step);
+  return found_by(search);
 }

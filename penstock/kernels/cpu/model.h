@@ -94,10 +94,21 @@ struct ChoiceStep {
   int64_t count;  // of all candidates
 };
 
-// The same step, reading and choice, compiled for several instruction sets.
-namespace portable { void run(void *step, int thread); void read(void *step, int thread); void choose(void *step, int thread); }
-namespace avx2 { void run(void *step, int thread); void read(void *step, int thread); void choose(void *step, int thread); }
-namespace avx512 { void run(void *step, int thread); void read(void *step, int thread); void choose(void *step, int thread); }
+constexpr int MOST_NEAR = 8;
+
+// One search, as all threads see it.
+struct SearchStep {
+  const pk_search *asked;
+  Barrier *barrier;
+  int threads;
+};
+
+int64_t found_by(const pk_search *asked);  // once `worth` is known
+
+// The same step, reading, choice and search, compiled for several instruction sets.
+namespace portable { void run(void *step, int thread); void read(void *step, int thread); void choose(void *step, int thread); void lists(void *step, int thread); }
+namespace avx2 { void run(void *step, int thread); void read(void *step, int thread); void choose(void *step, int thread); void lists(void *step, int thread); }
+namespace avx512 { void run(void *step, int thread); void read(void *step, int thread); void choose(void *step, int thread); void lists(void *step, int thread); }
 // Sets of their own products of bfloat16; a whole matrix times rows is for looking at them, see products_half.h.
 namespace avx512_bf16 { void run(void *step, int thread); void products(const Matrix &m, const float *x, int64_t rows, const Own *own, float *out); }
 namespace amx { void run(void *step, int thread); void products(const Matrix &m, const float *x, int64_t rows, const Own *own, float *out); }

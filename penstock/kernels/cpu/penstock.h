@@ -134,6 +134,25 @@ struct pk_choice {
   int32_t part_count, kv_heads, group, tokens, width, key_width, rows, summary, stored, apart, threads, unused;
 };
 
+// Lists of the consecutive blocks [first, last): those of list k are blocks[starts[k]:starts[k + 1]] + first.
+struct pk_block_run {
+  const uint16_t *blocks;
+  const int32_t *starts;
+  int64_t first, last;
+};
+
+// Blocks that stand in the lists whose centres would take the most of the queries' attention.
+struct pk_search {
+  const float *query;  // [kv_heads][queries][width], scaled
+  const float *book;   // [kv_heads][lists][width], centres
+  const float *sizes, *logs;  // [kv_heads][lists], how many blocks stand in a list, and its logarithm
+  const pk_block_run *runs;   // in the order of their blocks
+  float *scores, *worth;      // room: [kv_heads][queries][lists], [kv_heads][lists]
+  int64_t *found;             // [most], in the order of the stream
+  int64_t oldest, most, limit;  // no block is older; blocks found; blocks in the lists that are looked into, about
+  int32_t run_count, kv_heads, queries, lists, width, near, best, threads;  // lists of a query, up to 8; of all
+};
+
 struct pk_model;
 
 int32_t pk_abi(void);
@@ -159,6 +178,8 @@ void pk_read(const pk_reading *reading);
 // Floats of room per thread, and the shares.  Widths are multiples of 4; a block has up to 64 vectors.
 int64_t pk_choice_room(int32_t width);
 void pk_choice_run(const pk_choice *choice);
+// How many were found.
+int64_t pk_search_run(const pk_search *search);
 }
 #if defined(__GNUC__)
 #pragma GCC visibility pop
