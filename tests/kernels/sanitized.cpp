@@ -218,6 +218,30 @@ std::vector<float> choosing(int stored, int summary, int wide, int apart, int th
   return shares;
 }
 
+// A search of an index of two runs, one of them partly too old.
+std::vector<int64_t> searching(int wide, int queries, int threads) {
+  constexpr int lists = 70, blocks = 300, most = 40;
+  source.seed(17);
+  const std::vector<float> query = random(size_t(KV * queries * wide), 0.5f), book = random(size_t(KV * lists * wide), 1.0f);
+  std::vector<float> sizes(KV * lists), logs(KV * lists);
+  std::vector<std::vector<uint16_t>> listed(2);
+  std::vector<std::vector<int32_t>> starts(2);
+  for (int run = 0; run < 2; run++)
+    for (int k = 0; k < KV * lists; k++) {
+      starts[size_t(run)].push_back(int32_t(listed[size_t(run)].size()));
+      for (int b = 0; b < blocks; b++)
+        if (k % 9 && (b + 7 * k) % 23 == 0) listed[size_t(run)].push_back(uint16_t(b)), sizes[size_t(k)] += 1.0f;
+    }
+  for (int k = 0; k < KV * lists; k++) logs[size_t(k)] = std::log(sizes[size_t(k)]);
+  for (int run = 0; run < 2; run++) starts[size_t(run)].push_back(int32_t(listed[size_t(run)].size()));
+  const pk_block_run runs[] = {{listed[0].data(), starts[0].data(), 100, 100 + blocks}, {listed[1].data(), starts[1].data(), 100 + blocks, 100 + 2 * blocks}};
+  std::vector<float> scores(size_t(KV * queries * lists)), worth(KV * lists);
+  std::vector<int64_t> found(most);
+  const pk_search search{query.data(), book.data(), sizes.data(), logs.data(), runs, scores.data(), worth.data(), found.data(), 250, most, 60, 2, KV, queries, lists, wide, 4, 5, threads};
+  found.resize(size_t(pk_search_run(&search)));
+  return found;
+}
+
 bool agree(const std::vector<float> &a, const std::vector<float> &b, float limit) {
   for (size_t i = 0; i < a.size(); i++)
     if (!(std::fabs(a[i] - b[i]) <= limit)) return std::printf("threads differ: %g and %g\n", double(a[i]), double(b[i])), false;
@@ -235,6 +259,9 @@ int steps_of_all_kinds() {
       for (int wide : {24, 32})
         for (int apart : {0, 1})
           if (!agree(choosing(stored, summary, wide, apart, 1), choosing(stored, summary, wide, apart, 3), 1e-5f)) return -1;
+  for (int wide : {8, 16})
+    for (int queries : {1, 6})
+      if (searching(wide, queries, 1) != searching(wide, queries, 3)) return std::printf("searches differ\n"), -1;
   for (int weights : {PK_FLOAT32, PK_BFLOAT16, PK_INT8})
     for (int stored : {PK_FLOAT32, PK_BFLOAT16}) {
       std::vector<char> embedding;

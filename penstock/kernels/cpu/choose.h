@@ -11,6 +11,7 @@ namespace pk {
 namespace PK_SET {
 
 constexpr int ASKING = 4;  // queries that are compared with a vector at once
+constexpr int SOON = 6;    // blocks that are asked for before they are summed up
 
 #if PK_LANES != 4
 PK_INLINE V4 sum_four(V4 a, V4 b, V4 c, V4 d) {
@@ -72,9 +73,13 @@ struct Choice {
 
   float *scores(int64_t h, int64_t query) const { return asked->scores + (h * queries + query) * count; }
 
+  const T *keys_of(const pk_candidates &part, int h, int64_t index) const {
+    return reinterpret_cast<const T *>(static_cast<const char *>(part.blocks[h * part.blocks_head + index]) + part.key_at + h * part.key_head);
+  }
+
   void sum_up(const pk_candidates &part, int h, int64_t index, float *to) const {
     const char *block = static_cast<const char *>(part.blocks[h * part.blocks_head + index]);
-    const T *keys = reinterpret_cast<const T *>(block + part.key_at + h * part.key_head);
+    const T *keys = keys_of(part, h, index);
     const int64_t entries = asked->block, wide = asked->key_width;
     if (asked->summary == PK_MEAN) {
       for (int d = 0; d < width; d++) to[d] = 0.0f;
@@ -120,7 +125,10 @@ struct Choice {
   // Blocks [from, from + n) of a part, of which the first is `first` among all.
   void score(const pk_candidates &part, int h, int64_t from, int n, int64_t first) const {
     const float *summaries = part.rows ? part.rows + h * part.rows_head + from * rows * width : sums;
-    for (int b = 0; !part.rows && b < n; b++) sum_up(part, h, from + b, sums + int64_t(b) * rows * width);
+    for (int b = 0; !part.rows && b < n; b++) {
+      if (from + b + SOON < part.count) fetch(keys_of(part, h, from + b + SOON), asked->block * asked->key_width * int64_t(sizeof(T)));
+      sum_up(part, h, from + b, sums + int64_t(b) * rows * width);
+    }
     for (int j = 0; j < queries; j += ASKING) {
       const int size = queries - j < ASKING ? queries - j : ASKING;
       const float *q = asked->query + (int64_t(h) * queries + j) * width;
