@@ -45,13 +45,16 @@ EVERYWHERE = ("streaming-llm", "window")  # all laws on all encodings
 CHUNKS = (1, 7, 64, None)  # None: whole
 LENGTH = 131  # divides by nothing
 TOLERANCE = 1e-5
-# Methods whose laws run over the native step too, and which: whole steps, then stretches around an archive, heads that
+# Methods whose laws run over the native step too, and which: whole steps, then stretches around archives, heads that
 # are placed apart, and a codec (whose codes differ by the last bit of a product, which the number of rows decides).
 NATIVE: dict[str, frozenset[str] | None] = {
     "window": None,
     "streaming-llm": None,
     "dense": None,
     "infllm": frozenset({"chunk_invariant", "forkable", "resumable"}),
+    "rekv": frozenset({"chunk_invariant", "causal"}),
+    "lserve": frozenset({"chunk_invariant", "rows_independent"}),
+    "double-sparsity": frozenset({"chunk_invariant", "deterministic"}),
     "duo-attention": frozenset({"chunk_invariant", "rows_independent"}),
     "kv8": frozenset({"bounded", "causal"}),
 }
