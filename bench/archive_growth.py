@@ -75,14 +75,14 @@ def spread(found: list[Took]) -> dict[str, float]:
 class Growing:
     """A session whose archive grows."""
 
-    def __init__(self, memory: str, budget: int) -> None:
+    def __init__(self, memory: str, budget: int, path: str) -> None:
         from penstock.compare.stream import facts_stream
         from penstock.models.load import load
         from penstock.session import Session
 
         model = load()
         self.stream = facts_stream(model, REAL + len(LENGTHS) * (STEPS + LEAD) * CHUNK + 10_000)
-        self.session = Session(model, memory, budget, chunk=CHUNK, path="eager")
+        self.session = Session(model, memory, budget, chunk=CHUNK, path=path)
         self.memory = self.session._memory
         self.at = 0  # in the text
         self.ram = self.disk = 0  # peaks
@@ -204,9 +204,9 @@ def _noisy(x: Tensor, noise: torch.Generator) -> Tensor:
     return (x + 0.02 * x.float().std() * torch.randn(x.shape, generator=noise)).to(x.dtype)
 
 
-def run(memory: str, folder: str, budget: int, lengths: tuple[int, ...]) -> list[dict[str, Any]]:
+def run(memory: str, folder: str, budget: int, lengths: tuple[int, ...], path: str) -> list[dict[str, Any]]:
     """One row per length; `folder` {} in the memory is a new one for each stream."""
-    growing, short = Growing(memory.format(f"{folder}/long"), budget), Growing(memory.format(f"{folder}/short"), budget)
+    growing, short = (Growing(memory.format(f"{folder}/{name}"), budget, path) for name in ("long", "short"))
     short.read(SHORT - STEPS * CHUNK)
     rows = []
     for length in lengths:
@@ -311,6 +311,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ram", default="256MiB")
     parser.add_argument("--disk", default="4GiB")
     parser.add_argument("--folder", type=Path, default=None, help="where the disk tier is made (default: a new one)")
+    parser.add_argument("--path", choices=("eager", "native"), default="native", help="default: native")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=Path, action="append", help="documents of earlier runs whose rows are shown too")
     parser.add_argument("--json", type=Path, default=None)
@@ -322,7 +323,9 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(given.threads)
         with torch.inference_mode(), tempfile.TemporaryDirectory(dir=given.folder) as folder:
             disk = f",disk={given.disk},folder={{}}" if given.disk else ""
-            print(json.dumps(run(f"{given.memory[0]}:ram={given.ram}{disk}", folder, given.budget, lengths)))
+            print(
+                json.dumps(run(f"{given.memory[0]}:ram={given.ram}{disk}", folder, given.budget, lengths, given.path))
+            )
         return
     found: dict[str, Any] = {}
     for path in given.rows or []:
@@ -331,6 +334,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in given.memory or (METHODS if not found else ()):
         command = [sys.executable, "-m", "bench.archive_growth", "--alone", "--memory", name, "--ram", given.ram]
         command += ["--budget", str(given.budget), "--disk", given.disk, "--threads", str(given.threads)]
+        command += ["--path", given.path]
         command += [word for length in lengths for word in ("--length", str(length))]
         command += ["--folder", str(given.folder)] if given.folder else []
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
@@ -341,6 +345,7 @@ def main(argv: list[str] | None = None) -> None:
         "benchmark": "archive_growth",
         "question": (__doc__ or "").splitlines()[0],
         "budget": given.budget,
+        "path": given.path,
         "limits": {"ram": given.ram, "disk": given.disk},
         "machine": machine.record() | {"busy_percent_before": busy},
         "rows": found,
