@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI = 4
+ABI = 5
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 QKV, OUT, GATE_UP, DOWN, HEAD = range(5)
 NORM_IN, NORM_MLP, NORM_QUERY, NORM_KEY, NORM_LAST = range(5)
@@ -101,6 +101,8 @@ class OfferOf(Structure):
         ("shared", c_int32),
         ("blocks", c_void_p),
         *((name, c_int64) for name in ("blocks_head", "key_at", "value_at", "block")),
+        *((name, c_int64) for name in ("bias_member", "bias_token", "query_step")),
+        *((name, c_int32) for name in ("first", "last", "causal", "unused")),
     )
 
 
@@ -110,9 +112,10 @@ class ReadingOf(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("query", "offers", "out", "lse", "work")),
         ("query_head", c_int64),
+        ("query_token", c_int64),
         ("scale", c_float),
         *((name, c_int32) for name in ("offer_count", "heads", "kv_heads", "width", "half", "interleaved")),
-        *((name, c_int32) for name in ("stored", "threads", "unused")),
+        *((name, c_int32) for name in ("stored", "threads", "tokens")),
     )
 
 
@@ -170,7 +173,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pk_model_embedding": (c_int32, (c_void_p, c_void_p)),
     "pk_run": (c_int32, (c_void_p, POINTER(StepOf))),
     "pk_run_stretch": (c_int32, (c_void_p, POINTER(Stretch))),
-    "pk_read_room": (c_int64, (c_int32, c_int32)),
+    "pk_read_room": (c_int64, (POINTER(ReadingOf),)),
     "pk_read": (None, (POINTER(ReadingOf),)),
     "pk_choice_room": (c_int64, (c_int32,)),
     "pk_choice_run": (None, (POINTER(ChoiceOf),)),

@@ -189,10 +189,10 @@ class Coded(Part):
         at = seen.expand(place.heads, -1) if frame.position is None else frame.position
 
         def readable(key: Tensor, value: Tensor, start: int, stop: int) -> Readable:
-            angles = _angles(query, at[0], place)
+            angles = _angles(query, at[0, start:stop], place)
             if angles is not None:
                 assert isinstance(place.encoding, Rotary)
-                key = place.encoding.rotate(key, Angles(angles.cos[start:stop], angles.sin[start:stop]))
+                key = place.encoding.rotate(key, angles)
             return Readable(key, value, at[:, start:stop], frame.query, turned=True)
 
         def decoded() -> Iterator[Readable]:

@@ -228,11 +228,7 @@ def readables(branch: Branch, lane: Lane, query: Query) -> Iterator[Offer]:
     """All that the queries read: the tail, then what each part offers."""
     cascade, place = branch.cascade, branch.place
     tail = lane.tail.entries
-    n, c = len(tail), len(query)
-    mask = None
-    if c > 1:
-        mask = torch.arange(n) <= torch.arange(n - c, n)[:, None]
-    yield Readable(tail.key, tail.value, tail.at, query.at, False, tail.kind, None, mask)
+    yield Readable(tail.key, tail.value, tail.at, query.at, False, tail.kind, causal=len(query) > 1)
     local = query.seen - lane.start
     for i, (segment, state) in enumerate(zip(cascade.segments, lane.states)):
         where = frame(cascade.positions, segment.role, query.at, local, place.cap, lane.ranks, i)

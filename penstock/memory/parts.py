@@ -141,7 +141,8 @@ class Query:
 class Readable:
     """Keys and values that some queries read, with all that decides their scores.
 
-    The frame says where the queries stand; `position` where the keys do.  `mask` hides (False) keys from queries.
+    The frame says where the queries stand; `position` where the keys do.  `mask` hides (False) keys from queries.  If
+    `causal`, the last keys are those of the queries, in order, and no query sees a key behind its own.
     """
 
     key: Tensor  # [H, T, D], raw unless turned
@@ -153,6 +154,7 @@ class Readable:
     bias: Tensor | None = None  # [H, T] float32, added to the scaled score
     mask: Tensor | None = None  # [queries, T] or [H, queries, T] bool
     queries: tuple[int, int | None] = (0, None)  # from, to: the step's other queries do not read this
+    causal: bool = False
 
     @staticmethod
     def of(entries: Entries, frame: Frame, **more: Any) -> Readable:

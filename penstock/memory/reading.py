@@ -93,6 +93,10 @@ class Reader:
     def _hidden(self, offer: Readable, query: Query) -> Tensor | None:
         """[C, T] or [H, C, T] bool: what queries may not see."""
         hidden = None if offer.mask is None else ~offer.mask
+        if offer.causal:
+            n, c = offer.key.shape[1], len(offer.query_at)
+            later = torch.arange(n) > torch.arange(n - c, n)[:, None]
+            hidden = later if hidden is None else hidden | later
         if self.cascade.blind and offer.kind is not None:
             kinds = query.kind[slice(*offer.queries)]
             for asking, other in self.cascade.blind:

@@ -1,6 +1,6 @@
 // The step for one instruction set; the build gives this file its own flags.
 #define PK_SET avx2
 #define PK_LANES 8
-#include "read.h"
+#include "read_chunk.h"
 #include "search.h"
 #include "step.h"

@@ -39,8 +39,9 @@ struct Reader {
     memset(own->out, 0, sizeof(float) * size_t(rows) * width);
   }
 
-  // Keys and values of a block, `count` of them, already in tiles: position of the first one, and which queries read.
-  void read(const float *queries, int count, int64_t at, bool always) {
+  // Keys and values of a block, `count` of them, already in tiles; `weigh` makes weights of the scores of a row.
+  template <class Weigh>
+  void products(const float *queries, int count, Weigh weigh) {
     const int tiles = (count + TILE - 1) / TILE;
     const int64_t bytes = int64_t(width) * TILE * 4;
     const int block = block_rows(rows);
@@ -52,7 +53,7 @@ struct Reader {
         product(PK_FLOAT32, reinterpret_cast<const char *>(own->keys) + t * bytes, bytes, width, queries + int64_t(r) * width, size, two, out);
         for (int i = 0; i < size; i++) memcpy(own->scores + int64_t(r + i) * KEYS + t * TILE, out + i * 2 * TILE, sizeof(float) * size_t(two) * TILE);
       }
-      for (int i = r; i < r + size; i++) weigh_row(i, count, tiles * TILE, at, always);
+      for (int i = r; i < r + size; i++) weigh(i);
     }
     for (int r = 0; r < rows; r += block) {
       const int size = rows - r < block ? rows - r : block;
@@ -68,6 +69,22 @@ struct Reader {
     }
   }
 
+  // The same where visibility follows from the window: position of the first key, and whether all are seen.
+  void read(const float *queries, int count, int64_t at, bool always) {
+    const int padded = (count + TILE - 1) / TILE * TILE;
+    products(queries, count, [&](int row) { weigh_row(row, count, padded, at, always); });
+  }
+
+  // A row's largest score is at least `most` from here on.
+  void raise(int row, float most) {
+    if (most <= own->top[row]) return;
+    const float shrink = exponential(own->top[row] - most);
+    float *out = own->out + int64_t(row) * width;
+    for (int d = 0; d < width; d++) out[d] *= shrink;
+    own->sum[row] *= shrink;
+    own->top[row] = most;
+  }
+
   // Scores of one row become weights; hidden keys get none.
   void weigh_row(int row, int count, int padded, int64_t at, bool always) {
     float *own_scores = own->scores + int64_t(row) * KEYS;
@@ -75,14 +92,7 @@ struct Reader {
     int64_t low = always || window == 0 ? 0 : position - window + 1 - at, high = position + 1 - at;
     low = low < 0 ? 0 : low > count ? count : low;
     high = high > count ? count : high < low ? low : high;
-    const float most = largest_of(own_scores + low, high - low, NOTHING);
-    if (most > own->top[row]) {
-      const float shrink = exponential(own->top[row] - most);
-      float *out = own->out + int64_t(row) * width;
-      for (int d = 0; d < width; d++) out[d] *= shrink;
-      own->sum[row] *= shrink;
-      own->top[row] = most;
-    }
+    raise(row, largest_of(own_scores + low, high - low, NOTHING));
     exponentials(own_scores + low, high - low, own->top[row]);
     own->sum[row] += sum_of(own_scores + low, high - low);
     for (int64_t s = 0; s < low; s++) own_scores[s] = 0.0f;

@@ -155,7 +155,7 @@ bool whole(const pk_model *model) {
 
 using namespace pk;
 
-int32_t pk_abi(void) { return 4; }
+int32_t pk_abi(void) { return 5; }
 
 pk_model *pk_model_new(const pk_shape *shape) {
   auto *model = new (std::nothrow) pk_model;
@@ -251,8 +251,15 @@ int32_t pk_run_stretch(pk_model *model, const pk_stretch *stretch) {
   return 0;
 }
 
-int64_t pk_read_room(int32_t heads, int32_t width) {
-  return (int64_t(heads) * (2 + 2 * width) + (2 * 64 + 4) * int64_t(width) + 63) / 64 * 64;
+// As read.h and read_chunk.h divide it.
+int64_t pk_read_room(const pk_reading *reading) {
+  const int64_t width = reading->width, rows = int64_t(reading->heads) * reading->tokens;
+  int64_t floats = rows * (2 + width);
+  if (reading->tokens == 1)
+    floats += rows * width + (2 * 64 + 4) * width;
+  else
+    floats += rows / reading->kv_heads * width + QUERY_ROWS * (width + KEYS) + (3 * KEYS + TILE + 4) * width;
+  return (floats + 63) / 64 * 64;
 }
 
 void pk_read(const pk_reading *reading) {

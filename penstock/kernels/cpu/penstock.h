@@ -80,14 +80,16 @@ struct pk_stretch {
 // What keys and values of an offer are: as stored (PK_FLOAT32, PK_BFLOAT16), or codes of 8 or 4 bits.
 enum pk_codes { PK_CODES8 = 8, PK_CODES4 = 4 };
 
-// Keys and values of one part of a memory, which the query of one token reads.
+// Keys and values of one part of a memory, which queries [first, last) of a reading read.
 struct pk_offer {
   const void *key, *value;  // per head rows of `width` numbers, or of codes (4 bits: channel i low, i + width / 2 high)
   const uint16_t *key_scale, *key_zero;      // codes: float16 per channel, [kv_heads, width]
   const uint16_t *value_scale, *value_zero;  // codes: float16 per 2 ** `shared` channels, [kv_heads, count, ...]
-  const float *query_cos, *query_sin;        // [half]: where the query stands
+  const float *query_cos, *query_sin;        // [half], `query_step` floats from query to query: where they stand
   const float *key_cos, *key_sin;  // [count, half]: keys are turned as they are read; null: they are as they should be
-  const float *bias;               // added to scores, `bias_head` floats from query head to query head; or null
+  // Added to scores, or null: floats from key-value head to head, from query head to query head in it (`member`), and from
+  // query to query behind `first`.  A number like -1e30 hides.
+  const float *bias;
   int64_t key_head, value_head, bias_head;  // bytes from head to head of keys and of values
   int64_t count;
   int32_t kind, shared;
@@ -95,18 +97,21 @@ struct pk_offer {
   // block's address.  `blocks_head` addresses from head to head, 0 where heads share blocks; null: key and value say it.
   const void *const *blocks;
   int64_t blocks_head, key_at, value_at, block;
+  int64_t bias_member, bias_token, query_step;
+  int32_t first, last;
+  int32_t causal, unused;  // causal: the last entries are those of the queries, and none sees a later one than its own
 };
 
-// One token of one layer reads all that is offered: one exact softmax over the union.
+// Some tokens of one layer read all that is offered: one exact softmax over the union.
 struct pk_reading {
-  const void *query;  // [heads, width] raw as stored, `query_head` bytes from head to head
+  const void *query;  // [heads, tokens, width] raw as stored, bytes from head to head and from token to token
   const pk_offer *offers;
-  void *out;    // [heads, width] as stored
-  float *lse;   // [heads]
+  void *out;    // [heads, tokens, width] as stored
+  float *lse;   // [heads, tokens]; -1e30 or less where nothing is seen
   float *work;  // [threads, pk_read_room]
-  int64_t query_head;
+  int64_t query_head, query_token;
   float scale;
-  int32_t offer_count, heads, kv_heads, width, half, interleaved, stored, threads, unused;
+  int32_t offer_count, heads, kv_heads, width, half, interleaved, stored, threads, tokens;
 };
 
 // How a block is summed up (penstock/memory/retrieval.py): the mean of its keys, some of its keys, least and greatest
@@ -173,7 +178,7 @@ int32_t pk_run(pk_model *model, const pk_step *step);
 // The same for one stretch.
 int32_t pk_run_stretch(pk_model *model, const pk_stretch *stretch);
 // Floats of work per thread, and a reading.
-int64_t pk_read_room(int32_t heads, int32_t width);
+int64_t pk_read_room(const pk_reading *reading);
 void pk_read(const pk_reading *reading);
 // Floats of room per thread, and the shares.  Widths are multiples of 4; a block has up to 64 vectors.
 int64_t pk_choice_room(int32_t width);

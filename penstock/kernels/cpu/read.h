@@ -1,98 +1,35 @@
 // Attention of one token over parts that somebody else keeps: each thread reads its share of all slots, whatever part
 // they are in, and the results are merged exactly.  Codes are decoded, and raw keys turned, a block at a time.
 #pragma once
-#include "attention.h"
-#include "model.h"
+#include "gather.h"
 
 namespace pk {
 namespace PK_SET {
-
-constexpr int FAR = 16;  // slots
 
 // T: how queries, and keys and values that are no codes, are stored.
 template <class T>
 struct Reading {
   const pk_reading *asked;
   int heads, kv, group, width;
-  float *top, *sum, *out, *query, *keys, *values, *scale, *zero;  // of this thread
+  float *top, *sum, *out, *query, *keys, *values;  // of this thread
+  Gather<T> gather;
 
   Reading(const pk_reading *asked, int thread) : asked(asked), heads(asked->heads), kv(asked->kv_heads), group(heads / kv), width(asked->width) {
     top = part(thread), sum = top + heads, out = sum + heads;
     query = out + heads * width, keys = query + heads * width, values = keys + SLOTS * width;
-    scale = values + SLOTS * width, zero = scale + width;
+    float *room = values + SLOTS * width;
+    gather = {asked, width, room, room + width};
   }
 
-  float *part(int thread) const { return asked->work + thread * pk_read_room(heads, width); }
+  float *part(int thread) const { return asked->work + thread * pk_read_room(asked); }
 
   // The query where an offer wants it; `plain` is room for one head.
   void turn_query(const pk_offer &o) {
-    float *plain = scale;
+    float *plain = gather.scale;
     for (int h = 0; h < heads; h++) {
       const T *from = reinterpret_cast<const T *>(static_cast<const char *>(asked->query) + h * asked->query_head);
       for (int d = 0; d < width; d++) plain[d] = get(from + d) * asked->scale;
       rotate(plain, o.query_cos, o.query_sin, asked->half, asked->interleaved, width, query + h * width);
-    }
-  }
-
-  // Codes of one row: zero + code * scale, given by functions of the first channel of a vector.
-  template <class Scale, class Zero>
-  void decode(int kind, const uint8_t *codes, Scale scale_at, Zero zero_at, float *to) const {
-    const int half = width / 2;
-    if (kind == PK_CODES8)
-      for (int d = 0; d < width; d += PK_LANES) store(to + d, zero_at(d) + __builtin_convertvector(load_codes(codes + d), V) * scale_at(d));
-    else
-      for (int d = 0; d < half; d += PK_LANES) {
-        const I both = load_codes(codes + d);
-        store(to + d, zero_at(d) + __builtin_convertvector(both & 15, V) * scale_at(d));
-        store(to + half + d, zero_at(half + d) + __builtin_convertvector(both >> 4, V) * scale_at(half + d));
-      }
-  }
-
-  // The key or value of one slot, as stored.
-  const T *stored_at(const pk_offer &o, const char *head, int64_t at, int h, int64_t slot) const {
-    if (o.blocks) head = static_cast<const char *>(o.blocks[h * o.blocks_head + slot / o.block]) + at, slot %= o.block;
-    return reinterpret_cast<const T *>(head) + slot * width;
-  }
-
-  // Asks for a slot's numbers some slots before they are needed, where blocks lie anywhere.
-  void ask_for(const pk_offer &o, int64_t at, int h, int64_t slot) const {
-    if (o.blocks && slot < o.count) fetch(stored_at(o, nullptr, at, h, slot), width * int64_t(sizeof(T)));
-  }
-
-  // Slots [from, from + count) of one head, ready to be read.
-  void gather_keys(const pk_offer &o, int h, int64_t from, int count) {
-    const char *head = o.blocks ? nullptr : static_cast<const char *>(o.key) + h * o.key_head;
-    const bool coded = o.kind == PK_CODES8 || o.kind == PK_CODES4;
-    for (int d = 0; coded && d < width; d++) scale[d] = from_half(o.key_scale[h * width + d]), zero[d] = from_half(o.key_zero[h * width + d]);
-    float *plain = zero + width;
-    for (int s = 0; s < count; s++) {
-      float *to = keys + s * width, *row = o.key_cos ? plain : to;
-      if (coded) {
-        decode(o.kind, reinterpret_cast<const uint8_t *>(head) + (from + s) * width * o.kind / 8, [&](int d) { return load(scale + d); }, [&](int d) { return load(zero + d); }, row);
-      } else {
-        const T *stored = stored_at(o, head, o.key_at + h * o.key_head, h, from + s);
-        ask_for(o, o.key_at + h * o.key_head, h, from + s + FAR);
-        for (int d = 0; d < width; d++) row[d] = get(stored + d);
-      }
-      if (o.key_cos) rotate(row, o.key_cos + (from + s) * asked->half, o.key_sin + (from + s) * asked->half, asked->half, asked->interleaved, width, to);
-    }
-  }
-
-  void gather_values(const pk_offer &o, int h, int64_t from, int count) {
-    const char *head = o.blocks ? nullptr : static_cast<const char *>(o.value) + h * o.value_head;
-    const bool coded = o.kind == PK_CODES8 || o.kind == PK_CODES4;
-    const int groups = coded ? width >> o.shared : 0;
-    for (int s = 0; s < count; s++) {
-      if (coded) {
-        const int64_t at = (h * o.count + from + s) * groups;
-        for (int g = 0; g < groups; g++) scale[g] = from_half(o.value_scale[at + g]), zero[g] = from_half(o.value_zero[at + g]);
-        decode(o.kind, reinterpret_cast<const uint8_t *>(head) + (from + s) * width * o.kind / 8, [&](int d) { return V{} + scale[d >> o.shared]; },
-               [&](int d) { return V{} + zero[d >> o.shared]; }, values + s * width);
-      } else {
-        const T *stored = stored_at(o, head, o.value_at + h * o.value_head, h, from + s);
-        ask_for(o, o.value_at + h * o.value_head, h, from + s + FAR);
-        for (int d = 0; d < width; d++) values[s * width + d] = get(stored + d);
-      }
     }
   }
 
@@ -101,7 +38,7 @@ struct Reading {
     for (int h = 0; h < kv; h++) {
       const int first = h * group;
       const float *q = query + first * width;
-      const Bias bias{o.bias ? o.bias + first * o.bias_head + from : nullptr, o.bias_head};
+      const Bias bias{o.bias ? o.bias + h * o.bias_head + from : nullptr, o.bias_member};
       if (direct) {
         const T *key = reinterpret_cast<const T *>(static_cast<const char *>(o.key) + h * o.key_head) + from * width;
         const T *value = reinterpret_cast<const T *>(static_cast<const char *>(o.value) + h * o.value_head) + from * width;
@@ -110,8 +47,8 @@ struct Reading {
       }
       for (int64_t at = from; at < to; at += SLOTS) {
         const int count = to - at < SLOTS ? int(to - at) : SLOTS;
-        gather_keys(o, h, at, count);
-        gather_values(o, h, at, count);
+        gather.keys(o, h, at, count, keys);
+        gather.values(o, h, at, count, values);
         const Bias here{bias.at ? bias.at + (at - from) : nullptr, bias.head};
         read_part<float>(group, q, keys, values, width, count, top + first, sum + first, out + first * width, here);
       }
@@ -162,11 +99,6 @@ static void read_as(const ReadStep &step, int thread) {
   own.share_of(thread, step.threads);
   step.barrier->wait();
   own.merge(share(own.heads, thread, step.threads), step.threads);
-}
-
-void read(void *given, int thread) {
-  const auto *step = static_cast<const ReadStep *>(given);
-  step->asked->stored == PK_FLOAT32 ? read_as<float>(*step, thread) : read_as<uint16_t>(*step, thread);
 }
 
 }  // namespace PK_SET
