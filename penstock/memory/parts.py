@@ -152,7 +152,7 @@ class Readable:
     turned: bool = False  # keys are already rotated to `position`
     kind: Tensor | None = None  # [H, T], needed where some kinds are blind to others
     bias: Tensor | None = None  # [H, T] float32, added to the scaled score
-    mask: Tensor | None = None  # [queries, T] or [H, queries, T] bool
+    mask: Tensor | None = None  # [queries, T], [H, queries, T] or [Hq, queries, T] bool
     queries: tuple[int, int | None] = (0, None)  # from, to: the step's other queries do not read this
     causal: bool = False
 

@@ -85,8 +85,7 @@ class Reader:
             count = len(offer.query_at[slice(*offer.queries)])
             total = total.expand(total.shape[0], count, total.shape[2])
         if hidden is not None:
-            if hidden.dim() == 3 and hidden.shape[0] != total.shape[0]:
-                hidden = hidden.repeat_interleave(self.place.group, 0)
+            total, hidden = self._alike(total, hidden)
             total = total.masked_fill(hidden.to(total.device), MASKED)
         return total.float() if alibi is not None or dtype != torch.float32 else total.to(dtype)
 
@@ -101,8 +100,17 @@ class Reader:
             kinds = query.kind[slice(*offer.queries)]
             for asking, other in self.cascade.blind:
                 pair = (kinds == asking)[None, :, None] & (offer.kind == other)[:, None, :]
+                if hidden is not None:
+                    hidden, pair = self._alike(hidden, pair)
                 hidden = pair if hidden is None else hidden | pair
         return hidden
+
+    def _alike(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Both by query heads where one of them is."""
+        if a.dim() == b.dim() == 3 and a.shape[0] != b.shape[0]:
+            group = self.place.group
+            return (a, b.repeat_interleave(group, 0)) if a.shape[0] > b.shape[0] else (a.repeat_interleave(group, 0), b)
+        return a, b
 
     def _literal(self, offers: Iterable[Readable | Additive], query: Query) -> tuple[Partial, Tensor | None]:
         """One query at a time (C is 1): rotate everything in float64, one softmax over the union."""

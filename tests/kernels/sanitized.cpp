@@ -136,36 +136,70 @@ std::vector<float> stretches(pk_model *model, int stored, const std::vector<int6
   return found;
 }
 
-// Three parts: numbers, raw keys that are turned, codes of `bits` bits; with a bias on the first.
-std::vector<float> reading(int stored, int bits, int threads) {
-  constexpr int wide = 32, half = wide / 2, plain = 37, coded = 24;
+// What some tokens read: their own entries causally, numbers with a bias, raw keys that are turned, codes of `bits` bits,
+// blocks that lie apart, and numbers for all queries but the first.  Outputs, then logsumexps.
+std::vector<float> reading(int stored, int bits, int count, int threads) {
+  constexpr int wide = 32, half = wide / 2, plain = 137, coded = 24, block = 5, blocks = 3;
   source.seed(11);
   const size_t size = stored == PK_FLOAT32 ? 4 : 2;
-  auto numbers = [&](size_t count) {
-    std::vector<char> out(size * count);
-    const std::vector<float> x = random(count, 1.0f);
-    for (size_t i = 0; i < count; i++) {
+  auto numbers = [&](size_t amount) {
+    std::vector<char> out(size * amount);
+    const std::vector<float> x = random(amount, 1.0f);
+    for (size_t i = 0; i < amount; i++) {
       const uint16_t narrowed = narrow(x[i]);
       stored == PK_FLOAT32 ? memcpy(out.data() + 4 * i, &x[i], 4) : memcpy(out.data() + 2 * i, &narrowed, 2);
     }
     return out;
   };
-  const std::vector<char> query = numbers(HEADS * wide), keys = numbers(KV * plain * wide), values = numbers(KV * plain * wide);
-  const std::vector<float> cosine(plain * half, 0.6f), sine(plain * half, 0.8f), bias = random(HEADS * plain, 1.0f);
+  const size_t tokens = size_t(count);
+  const int64_t tail = count + 3, row = int64_t(size) * wide;
+  const std::vector<char> query = numbers(HEADS * tokens * wide), keys = numbers(KV * plain * wide), values = numbers(KV * plain * wide);
+  const std::vector<char> own_keys = numbers(size_t(KV * tail * wide)), own_values = numbers(size_t(KV * tail * wide));
+  const std::vector<float> cosine(plain * half, 0.6f), sine(plain * half, 0.8f), one_cosine(half, 0.8f), one_sine(half, 0.6f);
+  std::vector<float> bias = random(HEADS * tokens * plain, 1.0f);
+  for (size_t i = 0; i < bias.size(); i += 3) bias[i] = -1e30f;
   std::vector<uint8_t> codes(size_t(KV * coded * wide * bits / 8));
   for (uint8_t &code : codes) code = uint8_t(source());
-  std::vector<uint16_t> of_keys(KV * wide, 0x1800), of_values(KV * coded * 2, 0x9800);  // small, of either sign
-  const int64_t head = int64_t(size) * plain * wide, packed = coded * wide * bits / 8;
-  const pk_offer offers[] = {
-      {keys.data(), values.data(), nullptr, nullptr, nullptr, nullptr, cosine.data(), sine.data(), nullptr, nullptr, bias.data(), head, head, plain, plain, stored, 0},
-      {values.data(), keys.data(), nullptr, nullptr, nullptr, nullptr, cosine.data(), sine.data(), cosine.data(), sine.data(), nullptr, head, head, 0, plain, stored, 0},
-      {codes.data(), codes.data(), of_keys.data(), of_keys.data(), of_values.data(), of_values.data(), cosine.data(), sine.data(), cosine.data(), sine.data(), nullptr, packed, packed, 0, coded, bits, 4},
+  const std::vector<uint16_t> of_keys(KV * wide, 0x1800), of_values(KV * coded * 2, 0x9800);  // small, of either sign
+  std::vector<std::vector<char>> apart;
+  std::vector<const void *> lie;
+  for (int i = 0; i < KV * blocks; i++) apart.push_back(numbers(2 * block * wide)), lie.push_back(apart.back().data());
+
+  std::vector<pk_offer> offers;
+  auto offer = [&](const void *key, const void *value, int64_t entries) -> pk_offer & {
+    pk_offer o = {};
+    o.key = key, o.value = value, o.query_cos = cosine.data(), o.query_sin = sine.data(), o.query_step = half;
+    o.key_head = o.value_head = entries * row, o.count = entries, o.kind = stored, o.last = count;
+    offers.push_back(o);
+    return offers.back();
   };
-  std::vector<char> out(size * HEADS * wide);
-  std::vector<float> lse(HEADS), work(size_t(threads * pk_read_room(HEADS, wide))), found;
-  const pk_reading reading{query.data(), offers, out.data(), lse.data(), work.data(), int64_t(size) * wide, 0.2f, 3, HEADS, KV, wide, half, 0, stored, threads, 0};
+  offer(own_keys.data(), own_values.data(), tail).causal = count > 1;
+  pk_offer &biased = offer(keys.data(), values.data(), plain);
+  biased.bias = bias.data(), biased.bias_head = HEADS / KV * count * plain, biased.bias_member = count * plain, biased.bias_token = plain;
+  pk_offer &turned = offer(values.data(), keys.data(), plain);
+  turned.key_cos = cosine.data(), turned.key_sin = sine.data();
+  for (int i = 0; i < 2; i++) {
+    pk_offer &packed = offer(codes.data(), codes.data(), coded);
+    packed.key_scale = packed.key_zero = of_keys.data(), packed.value_scale = packed.value_zero = of_values.data();
+    packed.key_cos = cosine.data(), packed.key_sin = sine.data(), packed.kind = bits, packed.shared = 4;
+    packed.key_head = packed.value_head = coded * wide * bits / 8;
+  }
+  pk_offer &stored_apart = offer(nullptr, nullptr, block * blocks);
+  stored_apart.blocks = lie.data(), stored_apart.blocks_head = blocks, stored_apart.block = block, stored_apart.key_head = stored_apart.value_head = 0;
+  stored_apart.value_at = block * row, stored_apart.query_cos = one_cosine.data(), stored_apart.query_sin = one_sine.data(), stored_apart.query_step = 0;
+  if (count > 1) offer(keys.data(), values.data(), plain).first = 1;
+
+  std::vector<char> out(size * HEADS * tokens * wide);
+  std::vector<float> lse(HEADS * tokens), found;
+  pk_reading reading = {};
+  reading.query = query.data(), reading.offers = offers.data(), reading.offer_count = int(offers.size());
+  reading.out = out.data(), reading.lse = lse.data(), reading.query_head = int64_t(tokens) * row, reading.query_token = row;
+  reading.scale = 0.2f, reading.heads = HEADS, reading.kv_heads = KV, reading.width = wide, reading.half = half;
+  reading.stored = stored, reading.threads = threads, reading.tokens = count;
+  std::vector<float> work(size_t(threads * pk_read_room(&reading)));
+  reading.work = work.data();
   pk_read(&reading);
-  for (int i = 0; i < HEADS * wide; i++)
+  for (size_t i = 0; i < HEADS * tokens * wide; i++)
     found.push_back(stored == PK_FLOAT32 ? reinterpret_cast<float *>(out.data())[i] : widen(reinterpret_cast<uint16_t *>(out.data())[i]));
   found.insert(found.end(), lse.begin(), lse.end());
   return found;
@@ -210,8 +244,11 @@ std::vector<float> choosing(int stored, int summary, int wide, int apart, int th
     offer.kind = stored, offer.count = blocks * entries;
     offer.blocks = at.data(), offer.block = entries, offer.key_head = offer.value_head = head, offer.value_at = int64_t(bytes);
     std::vector<char> out(size * HEADS * wide);
-    std::vector<float> lse(HEADS), work(size_t(threads * pk_read_room(HEADS, wide)));
-    const pk_reading reading{raw.data(), &offer, out.data(), lse.data(), work.data(), int64_t(size) * wide, 0.2f, 1, HEADS, KV, wide, wide / 2, 0, stored, threads, 0};
+    offer.last = 1;
+    std::vector<float> lse(HEADS);
+    pk_reading reading{raw.data(), &offer, out.data(), lse.data(), nullptr, int64_t(size) * wide, 0, 0.2f, 1, HEADS, KV, wide, wide / 2, 0, stored, threads, 1};
+    std::vector<float> work(size_t(threads * pk_read_room(&reading)));
+    reading.work = work.data();
     pk_read(&reading);
     shares.insert(shares.end(), lse.begin(), lse.end());
   }
@@ -253,7 +290,8 @@ int steps_of_all_kinds() {
   int steps = 0;
   for (int stored : {PK_FLOAT32, PK_BFLOAT16})
     for (int bits : {PK_CODES8, PK_CODES4})
-      if (!agree(reading(stored, bits, 1), reading(stored, bits, 3), stored == PK_FLOAT32 ? 1e-5f : 0.02f)) return -1;
+      for (int count : {1, 2, 7, 33, 64})
+        if (!agree(reading(stored, bits, count, 1), reading(stored, bits, count, 3), stored == PK_FLOAT32 ? 1e-5f : 0.02f)) return -1;
   for (int stored : {PK_FLOAT32, PK_BFLOAT16})
     for (int summary : {PK_MEAN, PK_SOME, PK_BOUNDS, PK_CHANNELS})
       for (int wide : {24, 32})
