@@ -1,12 +1,13 @@
-"""What does the native step gain for memories that attend by themselves? Decode, native and on PyTorch, interleaved.
+"""What does the native step gain for memories that attend by themselves? Native and on PyTorch, interleaved.
 
     python -m bench.cascades --model M --threads 2
     python -m bench.cascades --model shipped --methods infllm,kv4 --threads 1
+    python -m bench.cascades --model shipped --methods infllm,kv4 --threads 1 --chunk 64
 
-Every memory reads `--tokens` tokens, the two paths take turns token by token in the phase of an answer, after the same
-stream. Processor time counts all threads and is steady on a busy machine; wall time needs an idle one. `difference` is
-of the last logits, relative (root of the mean square); a codec or an archive may choose another way by the last bit of
-a product. Last line: one JSON document.
+Every memory reads `--tokens` tokens, then the two paths take turns step by step, after the same stream: single tokens
+in the phase of an answer, or with `--chunk` so many tokens of the stream at a time. Processor time counts all threads
+and is steady on a busy machine; wall time needs an idle one. `difference` is of the last logits, relative (root of the
+mean square); a codec or an archive may choose another way by the last bit of a product. Last line: one JSON document.
 """
 
 from __future__ import annotations
@@ -50,11 +51,12 @@ def measure(model: Attached, method: str, options: argparse.Namespace) -> dict[s
     spent: dict[str, list[float]] = {path: [] for path in PATHS}
     passed: dict[str, list[float]] = {path: [] for path in PATHS}
     last: dict[str, torch.Tensor] = {}
-    tokens = torch.randint(0, model.vocabulary, (options.rounds + 2, 1), generator=torch.Generator().manual_seed(2))
-    for i, token in enumerate(tokens):
+    shape, phase = (options.rounds + 2, options.chunk), Phase.ANSWER if options.chunk == 1 else Phase.INGEST
+    tokens = torch.randint(0, model.vocabulary, shape, generator=torch.Generator().manual_seed(2))
+    for i, part in enumerate(tokens):
         for path in PATHS if i % 2 else PATHS[::-1]:
             processor, wall = time.process_time(), time.perf_counter()
-            logits = made[path].step([Span(0, 1)], token, "last", Phase.ANSWER)
+            logits = made[path].step([Span(0, options.chunk)], part, "last", phase)
             if i > 1:
                 spent[path].append(time.process_time() - processor)
                 passed[path].append(time.perf_counter() - wall)
@@ -79,6 +81,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=1536, help="read before the measurement")
     parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--chunk", type=int, default=1, help="tokens of a step")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     model, rows = attached(options.model, options.dtype, options.threads), []

@@ -175,6 +175,7 @@ class Reading:
         where = at.tolist()
         where = where[:1] if len(set(where)) == 1 else where
         encoding = query.place.encoding
+        assert isinstance(encoding, Rotary)
         table = self._kept((id(encoding), *where), self._points, lambda: encoding.angles(torch.tensor(where)))
         return table.cos.data_ptr(), table.sin.data_ptr(), table.cos.shape[1] if len(where) > 1 else 0
 
