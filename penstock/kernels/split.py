@@ -4,8 +4,8 @@ A step is cut where a layer attends:
 
     embed, QKV of layer 0 | attend | out, MLP of layer 0, QKV of layer 1 | attend | ...  | out, MLP of the last, logits
 
-and each piece between two attentions (a stretch) is one call of the library, on its threads and tiles.  Of attention, the
-reading of all parts is one call too (reading.py).
+and each piece between two attentions (a stretch) is one call of the library, on its threads and tiles.  Of attention,
+the reading of all parts is one call too (reading.py).
 """
 
 from __future__ import annotations
