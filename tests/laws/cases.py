@@ -46,7 +46,8 @@ CHUNKS = (1, 7, 64, None)  # None: whole
 LENGTH = 131  # divides by nothing
 TOLERANCE = 1e-5
 # Methods whose laws run over the native step too, and which: whole steps, then stretches around archives, heads that
-# are placed apart, and a codec (whose codes differ by the last bit of a product, which the number of rows decides).
+# are placed apart, a codec (whose codes differ by the last bit of a product, which the number of rows decides), and
+# memories that keep or merge what mattered.
 NATIVE: dict[str, frozenset[str] | None] = {
     "window": None,
     "streaming-llm": None,
@@ -57,6 +58,8 @@ NATIVE: dict[str, frozenset[str] | None] = {
     "double-sparsity": frozenset({"chunk_invariant", "deterministic"}),
     "duo-attention": frozenset({"chunk_invariant", "rows_independent"}),
     "kv8": frozenset({"bounded", "causal"}),
+    "heavy-hitters": frozenset({"chunk_invariant", "forkable"}),
+    "streaming-vlm": frozenset({"chunk_invariant", "resumable"}),
 }
 _NATIVE: dict[Memory, NativeSteps] = {}  # apart from the memories, whose bytes are counted
 
