@@ -90,7 +90,10 @@ class Choosing:
             run_count=len(runs), kv_heads=heads, queries=queries, lists=lists, width=width, near=limits.near,
             best=limits.lists, threads=max(1, min(torch.get_num_threads(), book.numel() * queries * 4 // _PER_THREAD)),
         )  # fmt: skip
-        return found[: self._library.pk_search_run(ctypes.byref(own))]
+        count = self._library.pk_search_run(ctypes.byref(own))
+        if count < 0:
+            raise MemoryError("there is no memory for a search among blocks")
+        return found[:count]
 
 
 def _runs(index: BlockIndex) -> Any:

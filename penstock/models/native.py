@@ -104,7 +104,7 @@ class NativeSteps:
 
     def takes(self, spans: Sequence[Span]) -> bool:
         """Whether a step runs natively: rows that decode together always do, however many."""
-        return not (self._short and max(span.count for span in spans) >= _LONG)
+        return not (self._short and max((span.count for span in spans), default=0) >= _LONG)
 
     def run(self, step: Any, spans: Sequence[Span], ids: Tensor, logits: Logits | Tensor) -> Tensor | None:
         """Inside a step of the memory, planned if `planned`; logits as Attached.run."""

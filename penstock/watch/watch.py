@@ -42,7 +42,7 @@ class Watch:
     captions: Sequence[Caption] = ()
     limits: Limits = field(default_factory=Limits)
     emit: InitVar[Callable[[Event], None]] = lambda event: None  # told every event
-    stopped: Callable[[], bool] = lambda: False  # whether somebody wants it to end
+    stopped: Callable[[], bool] = lambda: False  # whether somebody wants it to end; asked from the beginning on
     note: Callable[[float], None] = lambda seconds: None  # told how long the reading of each unit took
     monitor: Monitor | None = None  # may stop an answer
     debounce: Debounce | None = None

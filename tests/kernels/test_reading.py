@@ -252,6 +252,21 @@ def test_queries_that_see_nothing_weigh_nothing(count: int) -> None:
     assert torch.allclose(got.out[:, :, 1:], expected.out[:, :, 1:], atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_nan_is_not_taken_for_something_hidden(count: int, causal: bool) -> None:
+    """Several tokens gave finite numbers where a key was NaN: a fault looked like an answer, and one token told it."""
+    reader, query = synthetic(count, 2, 2, 32, torch.float32, False)
+    [plain, *_] = offers_of(query.place, count)
+    key = plain.key.clone()
+    key[0, 0, 0] = float("nan")
+    offer = replace(plain, key=key, mask=None, bias=None, kind=None, queries=(0, None), causal=causal)
+    got, _ = Reading().read(reader, [offer], query)
+    assert got.out[0, :2].isnan().all()
+    assert got.lse[0, :2].isnan().all()
+    assert got.out[0, 2:].isfinite().all()
+
+
 def test_masks_of_query_heads_meet_kinds_that_are_blind() -> None:
     """Such a mask has more heads than the kinds of keys have: the two could not be joined, nor a bias hidden by it."""
     reader, query = synthetic(3, 2, 3, 32, torch.float32, True)

@@ -7,13 +7,14 @@ import threading
 from ctypes import string_at
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import BudgetError, CompositionError, MemoryStateError, SnapshotError
-from penstock.memory.tiers import BlockStore, Pool
+from penstock.memory.tiers import BlockStore, Pool, TierEvent
 from penstock.memory.vector import Buffer
 
 from .tiers import BLOCK, SHAPE, SLOT, Watched, numbered, present
@@ -162,6 +163,52 @@ def test_a_lent_block_is_not_overwritten(tmp_path: Path) -> None:
     other.join(10)
     assert done == [2]
     assert not lent(store, [0], [0])
+
+
+def test_what_is_fetched_meanwhile_does_not_push_out_what_is_lent(tmp_path: Path) -> None:
+    """The lock lets its own thread in: a second request overwrote what the first one still read."""
+    watched = Watched(16, 64, tmp_path / "blocks")
+    store = watched.filled(60)
+    with store.lent(torch.arange(52, 60)) as addresses:
+        assert addresses is not None
+        assert not lent(store, [1], [1]), "one at a time"
+        blocks, there = store.fetch(torch.arange(40))
+        assert there.all()
+        assert torch.equal(blocks, numbered(*range(40)))
+        for change in (lambda: store.append(numbered(60)), lambda: store.truncate(3)):
+            with pytest.raises(MemoryStateError, match="are lent"):
+                change()
+        found = [string_at(address, BLOCK) for address in addresses.tolist()]
+        assert found == [numbered(n).numpy().tobytes() for n in range(52, 60)]
+    assert lent(store, [1], [1])
+    store.append(numbered(60))
+    watched.check()
+
+
+def test_events_are_told_when_nothing_is_locked(tmp_path: Path) -> None:
+    """Of a block that is found damaged while it should be lent: whoever is told may use the pool from a thread."""
+    told: list[bool] = []
+
+    def other() -> None:
+        told.append(watched.pool.lock.acquire(timeout=5))
+        if told[-1]:
+            watched.pool.lock.release()
+
+    def on_event(event: TierEvent) -> None:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    watched = Watched(8, 64, tmp_path / "blocks")
+    store = watched.filled(30)
+    store.shelf.records.checksum[store.table.get(2)] = np.void(b"\0" * store.shelf.records.checksum.dtype.itemsize)
+    watched.pool.journal.on_event = on_event
+    with store.lent(torch.tensor([2, 3])) as addresses:
+        assert addresses is None
+        _, there = store.fetch(torch.tensor([2, 3]))
+    assert there.tolist() == [False, True]
+    assert told
+    assert all(told)
 
 
 def test_unknown_ids_are_absent() -> None:

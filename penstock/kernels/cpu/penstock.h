@@ -183,7 +183,7 @@ void pk_read(const pk_reading *reading);
 // Floats of room per thread, and the shares.  Widths are multiples of 4; a block has up to 64 vectors.
 int64_t pk_choice_room(int32_t width);
 void pk_choice_run(const pk_choice *choice);
-// How many were found.
+// How many were found; -1: there is no memory for the search.
 int64_t pk_search_run(const pk_search *search);
 }
 #if defined(__GNUC__)

@@ -10,15 +10,15 @@ namespace PK_SET {
 
 constexpr float HIDDEN = -1e29f;  // no score is that low
 
-// x = exp(x - base), 0 for what is hidden.
+// x = exp(x - base), 0 for what is hidden; a NaN stays one.
 PK_INLINE void exponentials_seen(float *x, int64_t count, float base) {
   const V low = V{} + HIDDEN;
   int64_t i = 0;
   for (; i + PK_LANES <= count; i += PK_LANES) {
     const V one = load(x + i);
-    store(x + i, one > low ? exponential(one - base) : V{});
+    store(x + i, one <= low ? V{} : exponential(one - base));
   }
-  for (; i < count; i++) x[i] = x[i] > HIDDEN ? exponential(x[i] - base) : 0.0f;
+  for (; i < count; i++) x[i] = x[i] <= HIDDEN ? 0.0f : exponential(x[i] - base);
 }
 
 // T: how queries, and keys and values that are no codes, are stored.
@@ -183,15 +183,15 @@ struct ChunkReading {
       for (int d = 0; d < width; d++) result[d] = 0.0f;
       for (int t = 0; t < threads; t++) {
         const float *own = part(t), *from = own + 2 * all + r * width;
-        if (!(own[all + r] > 0.0f)) continue;
+        if (own[all + r] == 0.0f) continue;
         const float weight = exponential(own[r] - most);
         whole += weight * own[all + r];
         for (int d = 0; d < width; d++) result[d] += weight * from[d];
       }
       T *stored = static_cast<T *>(asked->out) + to * width;
-      const float factor = whole > 0.0f ? 1.0f / whole : 0.0f;
+      const float factor = whole == 0.0f ? 0.0f : 1.0f / whole;
       for (int d = 0; d < width; d++) put(stored + d, result[d] * factor);
-      asked->lse[to] = whole > 0.0f ? most + logf(whole) : NOTHING;
+      asked->lse[to] = whole == 0.0f ? NOTHING : most + logf(whole);
     }
   }
 };

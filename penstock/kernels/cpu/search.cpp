@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 #include <vector>
 
 namespace pk {
@@ -61,7 +62,7 @@ std::vector<int64_t> looked_into(const pk_search *asked) {
 
 }  // namespace
 
-int64_t found_by(const pk_search *asked) {
+int64_t found_by(const pk_search *asked) try {
   const std::vector<int64_t> some = looked_into(asked);
   int64_t entries = 0;
   for (int64_t k : some) entries += int64_t(asked->sizes[k]);
@@ -92,6 +93,8 @@ int64_t found_by(const pk_search *asked) {
     if (!worth.has(block)) asked->found[count++] = block;
   std::sort(asked->found, asked->found + count);
   return count;
+} catch (const std::bad_alloc &) {
+  return -1;
 }
 
 }  // namespace pk

@@ -99,7 +99,7 @@ bool works(int which, Products products) {
 
 #endif
 
-int chosen = -1;
+std::atomic<int> chosen{-1};
 
 }  // namespace
 

@@ -38,6 +38,7 @@ class Shelf:
         self.held: Counter[int] = Counter()  # blocks that some tier has, by line
         self.records = Records()
         self.slabs = Slabs(row_bytes)
+        self.lends = False  # blocks in RAM are being read where they lie: they must stay there
         self.loading: set[int] = set()  # blocks whose file is being read without the lock (`loads`)
         self._troubles: set[str] = set()  # what failed when the disk was last written to: write, grow
         self._coldest = Order(self.records, "ram", "used")
@@ -131,7 +132,7 @@ class Shelf:
     def rooms(self, count: int) -> list[int]:
         """Up to `count` free slots in RAM, fewer where only blocks that are nowhere else could make way."""
         out: list[int] = []
-        while len(out) < count:
+        while len(out) < count and not self.lends:
             short = count - len(out) - self.slabs.free(self.ram_limit)
             if short > 0:
                 cold = np.array(self._coldest.first(short), dtype=np.int64)

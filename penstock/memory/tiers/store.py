@@ -71,6 +71,7 @@ class BlockStore:
         pool = self.pool
         with pool.lock:
             self._check()
+            self._check_lent()
             pool.reap()
             first, new = len(self.table), []
             for row in rows:
@@ -121,12 +122,26 @@ class BlockStore:
     def lent(self, ids: Tensor) -> Iterator[NDArray[np.int64] | None]:
         """Addresses of the bytes of blocks [n] in main memory; they stay there as long as the context lasts.
 
-        None if they cannot all be there at once, or some are lost: fetch them then.  Others wait meanwhile.
+        None if they cannot all be there at once, some are lost, or blocks of this size are lent already: fetch them
+        then.  Other threads wait meanwhile; in this one, what is fetched enters RAM no more, and nothing is appended.
         """
-        with self.pool.lock:
-            self._check()
-            yield addresses(self.shelf, self.table.find(ids.tolist()), patient=self.pool.patience is None)
-        self.pool.journal.deliver()
+        shelf, pool = self.shelf, self.pool
+        try:
+            with pool.lock:
+                self._check()
+                found = None
+                if not shelf.lends:
+                    found = addresses(shelf, self.table.find(ids.tolist()), patient=pool.patience is None)
+                if found is not None:
+                    shelf.lends = True
+                    try:
+                        yield found
+                    finally:
+                        shelf.lends = False
+                    return
+        finally:
+            pool.journal.deliver()
+        yield None
 
     def prefetch(self, ids: Tensor) -> None:
         """Ask for blocks to be brought to RAM in the background.  Never raises: it is a guess about the future."""
@@ -140,6 +155,7 @@ class BlockStore:
         """Forget the ids from `count` on; the next append gives them again."""
         with self.pool.lock:
             self._check()
+            self._check_lent()
             if not 0 <= count <= len(self.table):
                 raise MemoryStateError(
                     f"{self.label} has {len(self.table)} blocks and cannot be cut to {count}: give a smaller number."
@@ -180,7 +196,7 @@ class BlockStore:
         assert patience is not None
         deadline = time.monotonic() + patience
         below = [i for i in dict.fromkeys(wanted) if self._below(i)]
-        if len(below) > loadable(self.shelf):  # more than fits beside what is in use: read them in the caller's time
+        if self.shelf.lends or len(below) > loadable(self.shelf):  # more than fits: in the caller's time
             return set()
         if below:
             self.pool.reader.wait(self.shelf, [self.table.get(i) for i in below], deadline)
@@ -193,6 +209,10 @@ class BlockStore:
     def _below(self, index: int) -> bool:
         block = self.table.get(index)
         return block >= 0 and self.shelf.is_below(block)
+
+    def _check_lent(self) -> None:
+        if self.shelf.lends:
+            raise MemoryStateError(f"blocks of {self.label} are lent: leave the context of `lent` first.")
 
     def _check(self) -> None:
         if self._closed or self.pool.closed:
