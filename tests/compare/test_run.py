@@ -46,7 +46,7 @@ def test_an_oracle_that_fetches_says_what_the_choice_costs(
     """Only archives have it; it is at least as good as the choice, and leaves no trace in what else is measured."""
     plan = make_plan(stream, 128, (1500,), per_bin=20)
 
-    def badly(self: Archived, query: Tensor, slots: int, *, together: bool = False, asks: bool = True) -> Tensor:
+    def badly(self: Archived, query: Tensor, slots: int, *, together: bool = False, **more: object) -> Tensor:
         return torch.arange(self.oldest, min(self.count, self.oldest + slots)).expand(
             1 if together else query.shape[2], -1
         )
