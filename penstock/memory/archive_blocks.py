@@ -25,8 +25,9 @@ from penstock.memory.archive_choice import choose
 from penstock.memory.archive_layout import Layout, Rows
 from penstock.memory.archive_sizes import Sizes
 from penstock.memory.block_index import CENTRES, BlockIndex, number
+from penstock.memory.chooser import Chooser
 from penstock.memory.entries import Entries
-from penstock.memory.lending import Chooser, Lent
+from penstock.memory.lending import Lent
 from penstock.memory.parts import Place
 from penstock.memory.retrieval import Selector
 from penstock.memory.tiers import BlockStore

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from penstock.memory.lending import Chooser, Lent
+from penstock.memory.chooser import Chooser
+from penstock.memory.lending import Lent
 from penstock.memory.retrieval import ranked, shares
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from penstock.memory.lending import Chooser
+from penstock.memory.chooser import Chooser
 from penstock.memory.retrieval import ranked
 from penstock.memory.vector import Buffer
 

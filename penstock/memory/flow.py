@@ -23,10 +23,10 @@ from penstock.core import Kind, Phase, Span
 from penstock.errors import CompositionError, ContextFull
 from penstock.memory.attend import Partial, learned_sink
 from penstock.memory.cascade import Cascade, Heads, Placement
+from penstock.memory.chooser import Chooser
 from penstock.memory.entries import Entries
 from penstock.memory.frames import Ranks, frame, rank
 from penstock.memory.layout import Layer
-from penstock.memory.lending import Chooser
 from penstock.memory.parts import Offer, Place, Query, Readable, State, Unit
 from penstock.memory.positions import Alibi, Angles
 from penstock.memory.reading import Reader

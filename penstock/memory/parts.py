@@ -22,10 +22,11 @@ from torch import Tensor
 
 from penstock.core import Phase
 from penstock.errors import CompositionError
+from penstock.memory.chooser import Chooser
 from penstock.memory.entries import Entries
 from penstock.memory.frames import Frame
 from penstock.memory.layout import Layer
-from penstock.memory.lending import Chooser, Lent
+from penstock.memory.lending import Lent
 from penstock.memory.positions import Alibi, Angles, Encoding, Rotary
 
 State = Mapping[str, Any]

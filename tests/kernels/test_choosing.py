@@ -24,6 +24,9 @@ from penstock.memory.archive_choice import weighed
 from penstock.memory.block_index import BlockIndex
 from penstock.memory.retrieval import Bounds, Channels, Mean, Representatives, Selector
 from penstock.memory.tiers import BlockStore, Tiers
+from penstock.models.load import load
+from penstock.session import Session
+from penstock.testing import tiny_model
 from tests.memory.stack import Stack, tokens
 
 pytestmark = pytest.mark.skipif(lib.library() is None, reason=lib.ABSENT)
@@ -173,6 +176,21 @@ def test_blocks_on_the_disk_are_brought_to_ram(tmp_path: Path, monkeypatch: pyte
     got = weighed(blocks, asked(blocks, 1), blocks.oldest, 40, 4, Choosing())
     assert torch.equal(got[0], expected[0])
     assert torch.allclose(got[1], expected[1], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("path", "used"), [("native", True), ("eager", False)])
+def test_native_steps_search_choose_and_read_so(path: str, used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only could they: a session on the native path does, and the specification does not."""
+    called = set[str]()
+    for owner, name in ((Choosing, "search"), (Choosing, "shares"), (Reading, "_stored"), (Reading, "_run")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, name=name, real=real: (called.add(name), real(*given))[1])
+    session = Session(load(tiny_model("llama", seed=3, head_dim=32)), "rekv", 96, path=path, chunk=16)
+    session.ingest([7 * i % 128 for i in range(500)])
+    assert called == ({"_run"} if used else set())
+    session.ingest([3, 5, 8], Phase.ASK)
+    session.ingest([9], Phase.ANSWER)
+    assert called == ({"search", "shares", "_stored", "_run"} if used else set())
 
 
 @pytest.mark.parametrize("positions", ["clamped", "contiguous", "stream"])

@@ -25,7 +25,7 @@ from penstock.models.load import load
 from penstock.models.probe import attach
 from penstock.session import Session
 from penstock.testing import tiny_model, tiny_tokens
-from tests.kernels.test_native import largest_difference, native_step
+from tests.kernels.test_native import by_threads, largest_difference, native_step
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "penstock" / "kernels" / "cpu"
@@ -110,14 +110,8 @@ def test_every_number_of_tokens_gives_what_one_by_one_gives(emulated: Any) -> No
 def test_threads_change_no_logit(emulated: Any) -> None:
     """Each output is summed by one thread, whichever it is."""
     model = attach(tiny_model("llama", seed=6).to(torch.bfloat16))
-    memory = Memory(model.geometry, parse("streaming-llm").cascades(model.geometry, 48), 2)
-    outs = []
-    for threads in (1, 3, 5, 2):
-        native = Native(weights_of(model.hf, model.geometry), memory, model.vocabulary)
-        native._threads = lambda count, threads=threads: threads  # type: ignore[method-assign]
-        memory.reset(0)
-        outs.append(torch.cat([native_step(native, {0: tiny_tokens(count, count)}) for count in (30, 9, 17)]))
-    assert all(torch.equal(out, outs[0]) for out in outs[1:])
+    first, *others = by_threads(model, [{0: tiny_tokens(count, count)} for count in (30, 9, 17)])
+    assert all(torch.equal(out, first) for out in others)
 
 
 def test_stretches_of_other_memories_multiply_so_too(emulated: Any) -> None:

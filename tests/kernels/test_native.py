@@ -126,18 +126,23 @@ def test_every_number_of_tokens_gives_what_one_by_one_gives(which: int, weights:
         assert (together - alone[:count]).abs().max() <= tolerance, f"{count} tokens"
 
 
-def test_threads_share_a_step_and_more_of_them_change_no_logit() -> None:
-    model = attach(tiny_model("llama", seed=6))
+def by_threads(model: Attached, steps: list[dict[int, Tensor]]) -> list[Tensor]:
+    """The logits of the same steps by 1, 3, 5 and 2 threads."""
     memory = Memory(model.geometry, parse("streaming-llm").cascades(model.geometry, 48), 2)
     outs = []
     for threads in (1, 3, 5, 2):
         native = Native(weights_of(model.hf, model.geometry), memory, model.vocabulary)
         native._threads = lambda count, threads=threads: threads  # type: ignore[method-assign]
         memory.reset(0)
-        steps = [{0: tiny_tokens(30, 1)}, *({0: tiny_tokens(1, i)} for i in range(40)), {0: tiny_tokens(9, 2)}]
         outs.append(torch.cat([native_step(native, step) for step in steps]))
-    for out in outs[1:]:
-        assert (out - outs[0]).abs().max() <= 1e-5 * outs[0].abs().max()
+    return outs
+
+
+def test_threads_share_a_step_and_more_of_them_change_no_logit() -> None:
+    steps = [{0: tiny_tokens(30, 1)}, *({0: tiny_tokens(1, i)} for i in range(40)), {0: tiny_tokens(9, 2)}]
+    first, *others = by_threads(attach(tiny_model("llama", seed=6)), steps)
+    for out in others:
+        assert (out - first).abs().max() <= 1e-5 * first.abs().max()
 
 
 def test_two_threads_and_a_forked_process_step_at_once() -> None:
