@@ -138,3 +138,18 @@ def test_float32_models_and_few_rows_are_multiplied_as_ever(emulated: Any) -> No
         native = Native(weights_of(model.hf, model.geometry), memory, model.vocabulary)
         logits[which] = torch.cat([native_step(native, {0: tiny_tokens(count, count)}) for count in (1, 7, 3)]).float()
     np.testing.assert_allclose(logits["here"], logits["portable"], atol=1e-2 * float(logits["portable"].abs().max()))
+
+
+def test_eight_rows_are_multiplied_by_these_products_and_fewer_are_not(emulated: Any) -> None:
+    """Rounded activations leave another result than float32 ones, where they are used."""
+    model = attach(tiny_model("llama", seed=8).to(torch.bfloat16))
+    memory = Memory(model.geometry, parse("dense").cascades(model.geometry, None), 1)
+    chosen, found = emulated.pk_chosen(), {}
+    for which in (0, chosen):
+        emulated.pk_choose(which)
+        for count in (7, 8):
+            memory.reset(0)
+            native = Native(weights_of(model.hf, model.geometry), memory, model.vocabulary)
+            found[which, count] = native_step(native, {0: tiny_tokens(count, 1)}).float()
+    few, many = ((found[chosen, count] - found[0, count]).abs().max() for count in (7, 8))
+    assert many > 4 * few
